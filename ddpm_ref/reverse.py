@@ -1,0 +1,291 @@
+"""The reverse process p_θ: what the network may predict, σ_t², the decoder, and Algorithm 2 (§3.2-3.3; Eqs. 1, 11, 13)."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_ref.checks import Array, Steps, check_choice, check_finite, check_int, check_same_shape, check_step
+from ddpm_ref.forward import check_eps_predictable, per_image, posterior_coefficients, predict_eps, predict_x_0, q_posterior
+from ddpm_ref.gaussian import erfcx
+from ddpm_ref.schedule import Schedule, Table
+
+PARAMETRISATIONS = ("eps", "x_0", "mu", "v")
+"""What a network may predict: ε, x_0, the mean of x_{t-1} (μ̃), or v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans & Ho 2022)."""
+
+Model = Callable[[Array, Steps], Array]
+Noise = Callable[[int], Array]
+
+
+def p_mean(schedule: Schedule, x_t: Array, t: Steps, eps: Array) -> Array:
+    """The mean of p_θ(x_{t-1} | x_t) of a network that predicts ε (Eq. 11).
+
+    μ_θ = (x_t - β_t / √(1 - ᾱ_t) ε) / √α_t
+    """
+    check_same_shape(x_t=x_t, eps=eps)
+    check_step(schedule.T, t, x_t)
+    check_eps_predictable(schedule, t)
+    beta, alpha, abar = schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
+    return per_image(1 / np.sqrt(alpha), x_t) * x_t - per_image(beta / np.sqrt(alpha * (1 - abar)), x_t) * eps
+
+
+# --- what the network predicts ---------------------------------------------------------------------------------------
+
+
+def output_to_x_0(schedule: Schedule, x_t: Array, t: Steps, output: Array, predicts: str = "eps") -> Array:
+    """The x̂_0 that a network's output stands for.
+
+        "eps"   (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t  (Eq. 15)       "x_0"   the output itself
+        "mu"    (μ - c_t x_t) / c_0  (Eq. 7)                "v"     √ᾱ_t x_t - √(1 - ᾱ_t) v
+
+    x_t, output: (N, ...) float.  Raises ValueError where x_0 cannot be had from ε or μ (ᾱ_t or ᾱ_{t-1} is 0).
+    """
+    check_choice("predicts", predicts, PARAMETRISATIONS)
+    if predicts == "eps":
+        return predict_x_0(schedule, x_t, t, output)
+    check_same_shape(x_t=x_t, output=output)
+    check_step(schedule.T, t, x_t)
+    if predicts == "x_0":
+        return output
+    if predicts == "mu":
+        c_0, c_t = posterior_coefficients(schedule, t)
+        if not np.all(c_0):
+            raise ValueError(f"t: alpha_bar_(t-1) = 0 in schedule {schedule.name!r}, where a mean of x_(t-1) cannot give x_0")
+        return per_image(1 / c_0, x_t) * output - per_image(c_t / c_0, x_t) * x_t
+    abar = schedule.alpha_bar[t]
+    return per_image(np.sqrt(abar), x_t) * x_t - per_image(np.sqrt(1 - abar), x_t) * output
+
+
+def output_from_x_0(schedule: Schedule, x_t: Array, t: Steps, x_0: Array, predicts: str = "eps") -> Array:
+    """What the network should have put out for this x_0: the inverse of `output_to_x_0`."""
+    check_choice("predicts", predicts, PARAMETRISATIONS)
+    check_same_shape(x_t=x_t, x_0=x_0)
+    if predicts == "x_0":
+        return x_0
+    if predicts == "mu":
+        return q_posterior(schedule, x_0, x_t, t)[0]
+    eps = predict_eps(schedule, x_t, t, x_0)
+    if predicts == "eps":
+        return eps
+    abar = schedule.alpha_bar[t]
+    return per_image(np.sqrt(abar), x_t) * eps - per_image(np.sqrt(1 - abar), x_t) * x_0
+
+
+def split_output(output: Array, var: str | Table) -> tuple[Array, Array | None]:
+    """A network's output as (prediction, log σ_t²): with var="learned" the second half of the channels is log σ_t²."""
+    if not _is_learned(var):
+        return output, None
+    if output.shape[-1] % 2:
+        raise ValueError(f'output: var="learned" wants twice the channels of x_t, got shape {output.shape}')
+    half = output.shape[-1] // 2
+    return output[..., :half], output[..., half:]
+
+
+# --- σ_t² ------------------------------------------------------------------------------------------------------------
+
+
+def reverse_variance(schedule: Schedule, var: str | Table = "beta") -> Table:
+    """The fixed σ_t² as a table of T+1 (§3.2): "beta" (β_t), "beta_tilde" (β̃_t), or a table of the user's.
+
+    For both named choices σ_1² := β̃_2, as in the released code: β̃_1 = 0 would make L_0 infinite. (T = 1 has no β̃_2; there it is β_1.)
+    """
+    if isinstance(var, str):
+        check_choice("var", var, ("beta", "beta_tilde"))
+        table = (schedule.beta if var == "beta" else schedule.beta_tilde).copy()
+        table[1] = schedule.beta_tilde[2] if schedule.T > 1 else schedule.beta[1]
+        return table
+    table = np.asarray(var, dtype=np.float64)
+    if table.shape != (schedule.T + 1,):
+        raise ValueError(f"var: wanted a name or a table of T + 1 = {schedule.T + 1} values, got shape {table.shape}")
+    if not (np.isfinite(table[1:]) & (table[1:] >= 0)).all():
+        raise ValueError("var: wanted finite variances >= 0 for t = 1..T")
+    return table
+
+
+def mixed_variance(schedule: Schedule, weight: float, *, geometric: bool = False) -> Table:
+    """σ_t² between the two extremes of §3.2, a table of T+1: weight 1 is β_t, weight 0 is β̃_t.
+
+    linear  w β_t + (1-w) β̃_t        geometric  exp(w log β_t + (1-w) log β̃_t)
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: wanted a number in [0, 1], got {weight}")
+    beta, beta_tilde = reverse_variance(schedule, "beta"), reverse_variance(schedule, "beta_tilde")
+    if geometric:
+        return beta**weight * beta_tilde ** (1 - weight)
+    return weight * beta + (1 - weight) * beta_tilde
+
+
+def _is_learned(var: str | Table) -> bool:
+    return isinstance(var, str) and var == "learned"
+
+
+# --- p_θ(x_{t-1} | x_t) ----------------------------------------------------------------------------------------------
+
+
+class ReverseStep(NamedTuple):
+    """p_θ(x_{t-1} | x_t) = N(mean, var I) and the x̂_0 it rests on."""
+
+    mean: Array
+    var: Array
+    x_0: Array
+
+
+def p_mean_var(
+    schedule: Schedule, x_t: Array, t: Steps, output: Array, *, predicts: str = "eps", var: str | Table = "beta", clip: bool = False
+) -> ReverseStep:
+    """Mean and variance of p_θ(x_{t-1} | x_t) from a network's output (Eq. 1).
+
+    The mean is Eq. 11 for a network that predicts ε, the output itself for μ, and Eq. 7 at x̂_0 otherwise; with
+    clip, x̂_0 is first clipped to [-1, 1] and the mean is always Eq. 7 at it (the released code's sampler).
+    x_t: (N, ...) float.  output: the same, or with twice the channels (last axis) for var="learned".
+    Returns mean and x_0, shaped as x_t, and var, which broadcasts against them; all in x_t's dtype.
+    """
+    output, log_var = split_output(output, var)
+    x_0 = output_to_x_0(schedule, x_t, t, output, predicts)
+    if clip:
+        x_0 = np.clip(x_0, -1, 1)
+        mean = q_posterior(schedule, x_0, x_t, t)[0]
+    elif predicts == "eps":
+        mean = p_mean(schedule, x_t, t, output)
+    else:
+        mean = output if predicts == "mu" else q_posterior(schedule, x_0, x_t, t)[0]
+    sigma2 = per_image(reverse_variance(schedule, var)[t], x_t) if log_var is None else np.exp(log_var)
+    return ReverseStep(mean, sigma2, x_0)
+
+
+def discretized_gaussian_log_likelihood(
+    x_0: Array, mean: Array, var: Array, levels: int
+) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+    """log p_θ(x_0 | x_1) of the discretised decoder, in nats per element, and its adjoint (Eq. 13).
+
+        log ∫_{δ-(x_0)}^{δ+(x_0)} N(x; mean, var) dx,    δ±(x) = x ± 1/(levels - 1), but ±∞ at x = ±1
+        d log p / d mean = (φ(a) - φ(b)) / (σ P)         d log p / d var = (a φ(a) - b φ(b)) / (2 σ² P)
+
+    with a, b the bin's edges in units of σ and P = Φ(b) - Φ(a).
+    x_0: (N, ...) grey levels scaled to [-1, 1].  mean, var > 0: broadcast against x_0.  levels: of the data, 256 for 8 bits.
+    Returns log p, float64 as all likelihoods, and `backward(d_log_p) -> d_mean, d_var`, each in x_0's broadcast shape.
+    """
+    check_int("levels", levels, 2)
+    half = 1 / (levels - 1)
+    sigma = np.sqrt(np.asarray(var, dtype=np.float64))
+    x, m = np.asarray(x_0, dtype=np.float64), np.asarray(mean, dtype=np.float64)
+    a = np.where(x < -1 + half, -np.inf, (x - half - m) / sigma)
+    b = np.where(x > 1 - half, np.inf, (x + half - m) / sigma)
+
+    # Φ is kept in its lower tail, where differences do not cancel: a bin above the mean is mirrored below it.
+    flip = a + b > 0
+    lo, hi = np.where(flip, -b, a), np.where(flip, -a, b)
+    # Everything is measured in units of e^{-hi²/2} if hi < 0 (the far tail), of 1 if the bin holds the mean.
+    scale = np.minimum(hi, 0) ** 2 / 2
+    tail_lo = 0.5 * erfcx(-np.minimum(lo, 0) / np.sqrt(2)) * _exp(scale - lo * lo / 2)
+    tail_hi = 0.5 * erfcx(np.abs(hi) / np.sqrt(2)) * _exp(scale - hi * hi / 2)
+    P = np.where(hi > 0, 1 - tail_hi, tail_hi) - tail_lo
+    log_p = np.log(P) - scale
+
+    def backward(d_log_p: Array) -> tuple[Array, Array]:
+        density_a = _exp(scale - a * a / 2) / (np.sqrt(2 * np.pi) * P)
+        density_b = _exp(scale - b * b / 2) / (np.sqrt(2 * np.pi) * P)
+        d_mean = (density_a - density_b) / sigma
+        # ∞ · φ(∞) = 0
+        moment = np.where(np.isinf(a), 0, a) * density_a - np.where(np.isinf(b), 0, b) * density_b
+        return d_log_p * d_mean, d_log_p * moment / (2 * sigma * sigma)
+
+    return log_p, backward
+
+
+def _exp(x: Array) -> Array:
+    """exp that underflows to 0 quietly."""
+    with np.errstate(under="ignore"):
+        return np.exp(x)
+
+
+# --- Algorithm 2 -----------------------------------------------------------------------------------------------------
+
+
+def p_sample(
+    schedule: Schedule,
+    x_t: Array,
+    t: int,
+    output: Array,
+    z: Array | None,
+    *,
+    predicts: str = "eps",
+    var: str | Table = "beta",
+    clip: bool = False,
+    temperature: float = 1.0,
+) -> tuple[Array, Array]:
+    """One reverse step, x_{t-1} = μ_θ + temperature σ_t z, from the network's output (Algorithm 2, line 4).
+
+    x_t, z: (N, ...) float; z None is z = 0, as at t = 1.  Returns x_{t-1} and x̂_0.
+    """
+    step = p_mean_var(schedule, x_t, t, output, predicts=predicts, var=var, clip=clip)
+    if z is None:
+        return step.mean, step.x_0
+    check_same_shape(x_t=x_t, z=z)
+    return step.mean + temperature * np.sqrt(step.var) * z, step.x_0
+
+
+def sample_steps(
+    schedule: Schedule,
+    model: Model,
+    x_T: Array,
+    noise: Noise,
+    *,
+    predicts: str = "eps",
+    var: str | Table = "beta",
+    clip: bool = False,
+    temperature: float = 1.0,
+    start: int | None = None,
+    every: int = 1,
+) -> Iterator[tuple[int, Array, Array]]:
+    """Algorithm 2 as a generator that yields (t, x_t, x̂_0) for t = T … 1 and at last (0, x_0, x_0).
+
+    Line 1 draws x_T ~ N(0, I); here it is the caller's. model(x_t, t) is called with one integer t. noise(t) gives z,
+    shaped as x_t, for the step from t to t-1; it is not asked at t = 1, where z = 0.
+    temperature multiplies σ_t z alone (scale x_T yourself); clip is the released code's, not the printed algorithm's.
+    start: the step that x_T belongs to, T unless told.  every: yield only where t is a multiple of it, and the first.
+    Raises ValueError before the first step for bad arguments, and at the end if the sample holds NaN or infinity.
+    """
+    start = schedule.T if start is None else start
+    check_int("start", start, 1, schedule.T)
+    check_int("every", every, 1)
+    check_same_shape(x_T=x_T)
+    check_choice("predicts", predicts, PARAMETRISATIONS)
+    if predicts == "eps":
+        check_eps_predictable(schedule, np.arange(1, start + 1))
+    if not _is_learned(var):
+        var = reverse_variance(schedule, var)
+    settings = dict(predicts=predicts, var=var, clip=clip)
+
+    def steps() -> Iterator[tuple[int, Array, Array]]:
+        x_t = x_T
+        for t in range(start, 0, -1):
+            z = noise(t) if t > 1 else None
+            x_prev, x_0 = p_sample(schedule, x_t, t, model(x_t, t), z, temperature=temperature, **settings)  # type: ignore[arg-type]
+            if t % every == 0 or t == start:
+                yield t, x_t, x_0
+            x_t = x_prev
+        check_finite(sample=x_t)
+        yield 0, x_t, x_t
+
+    return steps()
+
+
+def sample(
+    schedule: Schedule,
+    model: Model,
+    x_T: Array,
+    noise: Noise,
+    *,
+    predicts: str = "eps",
+    var: str | Table = "beta",
+    clip: bool = False,
+    temperature: float = 1.0,
+) -> Array:
+    """Algorithm 2 run to its end: x_0 of the shape and dtype of x_T. Arguments and errors as `sample_steps`."""
+    steps = sample_steps(
+        schedule, model, x_T, noise, predicts=predicts, var=var, clip=clip, temperature=temperature, every=schedule.T
+    )
+    for _t, x_t, _x_0 in steps:
+        x_0 = x_t
+    return x_0
