@@ -71,6 +71,24 @@ def output_from_x_0(schedule: Schedule, x_t: Array, t: Steps, x_0: Array, predic
     return per_image(np.sqrt(abar), x_t) * eps - per_image(np.sqrt(1 - abar), x_t) * x_0
 
 
+def mean_slope(schedule: Schedule, t: Steps, predicts: str = "eps") -> Array:
+    """d μ_θ / d output: how far the reverse mean moves with what the network predicts; float64, shaped as t.
+
+        "eps"  -β_t / √(α_t (1 - ᾱ_t))  (Eq. 11)     "mu"  1     "x_0"  c_0 (Eq. 7)     "v"  -c_0 √(1 - ᾱ_t)
+
+    Its square over 2σ_t² is the weight of Eq. 12.
+    """
+    check_choice("predicts", predicts, PARAMETRISATIONS)
+    beta, alpha, abar = schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
+    if predicts == "eps":
+        check_eps_predictable(schedule, t)
+        return -beta / np.sqrt(alpha * (1 - abar))
+    if predicts == "mu":
+        return np.ones_like(beta)
+    c_0 = posterior_coefficients(schedule, t)[0]
+    return c_0 if predicts == "x_0" else -c_0 * np.sqrt(1 - abar)
+
+
 def split_output(output: Array, var: str | Table) -> tuple[Array, Array | None]:
     """A network's output as (prediction, log σ_t²): with var="learned" the second half of the channels is log σ_t²."""
     if not _is_learned(var):
