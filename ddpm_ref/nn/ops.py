@@ -1,0 +1,236 @@
+"""The network's operations in NumPy, each returning its output and its adjoint: `y, backward = op(x, ...)`.
+
+Index letters: N images, H W rows and columns, C channels in, D channels out, S = H·W positions, G groups.
+The hot loops walk a few images at a time, so that what they write is still in cache when it is read again.
+Any floating dtype; outputs have the dtype of the inputs. This file is the meaning of every backend's kernels.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+
+Backward = Callable[..., Any]
+
+_BLOCK_BYTES = 2 << 20  # about a core's second-level cache
+
+
+def _image_blocks(n: int, bytes_per_image: int) -> Iterator[slice]:
+    """Slices over the images, as many at a time as fit the cache."""
+    size = max(1, _BLOCK_BYTES // max(1, bytes_per_image))
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))
+
+
+def conv3x3(x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+    """3x3 convolution with zero padding, stride 1 or 2, as one matrix product over the nine taps.
+
+        forward    cols_ij = window_ij(x)             y = b + cols W
+        adjoint    dW = colsᵀ dy     dcols = dy Wᵀ    dx = Σ_ij window_ij*(dcols_ij)     db = Σ dy
+
+    x: (N, H, W, C)   W: (3, 3, C, D)   b: (D,), or (N, D): one bias per image, which is how time enters a block
+    y: (N, ⌈H/stride⌉, ⌈W/stride⌉, D)   backward(dy) -> dx, dW, db
+
+    window_ij reads every stride-th pixel of the padded image, shifted by the tap (i, j); its adjoint window_ij* adds
+    into the same pixels. Padding is TensorFlow's "SAME": (1, 1), or (0, 1) where stride 2 meets an even size.
+    """
+    n, h, w, c = x.shape
+    d = W.shape[3]
+    out_h, out_w = -(-h // stride), -(-w // stride)
+    top, left = 1 - (stride == 2 and h % 2 == 0), 1 - (stride == 2 and w % 2 == 0)
+    x_pad = np.zeros((n, h + top + 1, w + left + 1, c), x.dtype)
+    x_pad[:, top : top + h, left : left + w] = x
+    inside = np.s_[:, top : top + h, left : left + w]
+    taps = [
+        (3 * i + j, np.s_[:, i : i + stride * out_h : stride, j : j + stride * out_w : stride])
+        for i in range(3)
+        for j in range(3)
+    ]
+    W_rows = W.reshape(9 * c, d)
+    blocks = list(_image_blocks(n, out_h * out_w * 9 * c * x.itemsize))
+
+    def columns(images: slice) -> Array:
+        cols = np.empty((images.stop - images.start, out_h, out_w, 9, c), x.dtype)
+        for tap, window in taps:
+            cols[:, :, :, tap] = x_pad[images][window]
+        return cols.reshape(-1, 9 * c)
+
+    y = np.empty((n, out_h, out_w, d), x.dtype)
+    for images in blocks:
+        np.matmul(columns(images), W_rows, out=y[images].reshape(-1, d))
+        y[images] += b if b.ndim == 1 else b[images, None, None, :]
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dx_pad, dW = np.zeros_like(x_pad), np.zeros_like(W_rows)
+        for images in blocks:
+            dy_rows = dy[images].reshape(-1, d)
+            cols = columns(images)
+            dW += cols.T @ dy_rows
+            dcols = np.matmul(dy_rows, W_rows.T, out=cols).reshape(-1, out_h, out_w, 9, c)
+            for tap, window in taps:
+                dx_pad[images][window] += dcols[:, :, :, tap]
+        db = dy.reshape(n, -1, d).sum(axis=1)
+        return dx_pad[inside], dW.reshape(W.shape), db.sum(axis=0) if b.ndim == 1 else db
+
+    return y, backward
+
+
+def dense(x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+    """y = x W + b over the last axis; on images, a 1x1 convolution.
+
+        adjoint    dx = dy Wᵀ     dW = xᵀ dy     db = Σ dy
+
+    x: (..., C)   W: (C, D)   b: (D,)   y: (..., D)   backward(dy) -> dx, dW, db
+    """
+    rows = x.reshape(-1, W.shape[0])
+    y = rows @ W
+    y += b
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dy_rows = dy.reshape(-1, W.shape[1])
+        return (dy_rows @ W.T).reshape(x.shape), rows.T @ dy_rows, dy_rows.sum(axis=0)
+
+    return y.reshape(*x.shape[:-1], W.shape[1]), backward
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^{-x}); e^{-x} may overflow to infinity, whose reciprocal is the right 0."""
+    with np.errstate(over="ignore"):
+        s = np.exp(-x)
+    s += 1
+    return np.reciprocal(s, out=s)
+
+
+def silu(x: Array) -> tuple[Array, Backward]:
+    """y = x σ(x), σ the logistic function.  backward(dy) -> dx = dy σ (1 + x (1 - σ))"""
+    s = sigmoid(x)
+    return x * s, lambda dy: dy * (s * (1 + x * (1 - s)))
+
+
+def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> tuple[Array, Backward]:
+    """GroupNorm (ε = 1e-6), followed by SiLU if asked: each image's channels are normalised in groups.
+
+        forward    x̂ = (x - mean) r,  r = 1/√(var + ε)     h = γ x̂ + β     y = h, or h σ(h)
+        adjoint    dh = dy, or dy σ (1 + h (1 - σ))         dγ = Σ dh x̂     dβ = Σ dh
+                   dx = r (γ dh - ⟨γ dh⟩ - x̂ ⟨γ dh x̂⟩)      ⟨·⟩ the mean over positions and the group's channels
+
+    x: (N, H, W, C)   gamma, beta: (C,)   backward(dy) -> dx, dgamma, dbeta
+
+    Sums run over positions first, (N, C) numbers, and over the group's channels after: the large arrays are then
+    touched only by whole-row operations, with one factor and one shift per image and channel.
+    """
+    n, h, w, c = x.shape
+    rows = x.reshape(n, h * w, c)
+    y = np.empty_like(rows)
+    r = np.empty((n, 1, c), x.dtype)
+    mean = np.empty((n, 1, c), x.dtype)
+    blocks = list(_image_blocks(n, 2 * h * w * c * x.itemsize))
+
+    def group_mean(per_channel: Array) -> Array:
+        """Sums over positions (n, c) -> means over the group, repeated for its channels (n, 1, c)."""
+        means = per_channel.reshape(-1, groups, c // groups).mean(axis=2) / (h * w)
+        return np.repeat(means, c // groups, axis=1)[:, None, :]
+
+    for images in blocks:
+        v, out = rows[images], y[images]
+        mean[images] = group_mean(v.sum(axis=1))
+        np.subtract(v, mean[images], out=out)
+        r[images] = 1 / np.sqrt(group_mean(np.einsum("nsc,nsc->nc", out, out)) + x.dtype.type(1e-6))
+        out *= r[images] * gamma
+        out += beta
+        if silu:
+            out *= sigmoid(out)
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dx = np.empty_like(rows)
+        dy = dy.reshape(rows.shape)
+        dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(beta)
+        for images in blocks:
+            v, dh = rows[images], dx[images]
+            rn, mn = r[images], mean[images]
+            if silu:
+                hn = v * (rn * gamma)
+                hn += beta - mn * rn * gamma
+                s = sigmoid(hn)
+                # σ (1 + h (1 - σ)) = σ + (h σ) (1 - σ)
+                hn *= s
+                np.subtract(1, s, out=dh)
+                dh *= hn
+                dh += s
+                dh *= dy[images]
+            else:
+                dh[:] = dy[images]
+            sum_dh = dh.sum(axis=1)
+            sum_dh_x = (np.einsum("nsc,nsc->nc", dh, v) - sum_dh * mn[:, 0]) * rn[:, 0]
+            dgamma += sum_dh_x.sum(axis=0)
+            dbeta += sum_dh.sum(axis=0)
+            slope = rn * rn * group_mean(sum_dh_x * gamma)
+            dh *= rn * gamma
+            dh -= v * slope
+            dh -= rn * group_mean(sum_dh * gamma) - mn * slope
+        return dx.reshape(x.shape), dgamma, dbeta
+
+    return y.reshape(x.shape), backward
+
+
+def attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
+    """Self-attention with one head over all positions: y = softmax(q kᵀ / √C) v.
+
+        adjoint    dv = Pᵀ dy     dP = dy vᵀ     dA = P (dP - Σ_s P dP)     dq = dA k / √C     dk = dAᵀ q / √C
+
+    q, k, v: (N, S, C)   y: (N, S, C)   backward(dy) -> dq, dk, dv
+    """
+    scale = q.dtype.type(q.shape[-1] ** -0.5)
+    P = q @ k.swapaxes(1, 2)
+    P *= scale
+    P -= P.max(axis=-1, keepdims=True)
+    np.exp(P, out=P)
+    P /= P.sum(axis=-1, keepdims=True)
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dA = dy @ v.swapaxes(1, 2)
+        dA -= np.einsum("nst,nst->ns", P, dA)[:, :, None]
+        dA *= P
+        dA *= scale
+        return dA @ k, dA.swapaxes(1, 2) @ q, P.swapaxes(1, 2) @ dy
+
+    return P @ v, backward
+
+
+def upsample(x: Array) -> tuple[Array, Backward]:
+    """Nearest-neighbour up-sampling by 2: every pixel becomes a 2x2 square; its adjoint sums the square.
+
+    x: (N, H, W, C)   y: (N, 2H, 2W, C)   backward(dy) -> dx
+    """
+    n, h, w, c = x.shape
+    y = np.empty((n, h, 2, w, 2, c), x.dtype)
+    y[:] = x[:, :, None, :, None, :]
+
+    def backward(dy: Array) -> Array:
+        square = dy.reshape(n, h, 2, w, 2, c)
+        dx = square[:, :, 0, :, 0] + square[:, :, 0, :, 1]
+        dx += square[:, :, 1, :, 0]
+        dx += square[:, :, 1, :, 1]
+        return dx
+
+    return y.reshape(n, 2 * h, 2 * w, c), backward
+
+
+def dropout(x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
+    """Zero where uniform < rate, the rest divided by 1 - rate.  backward(dy) -> dx, by the same mask."""
+    mask = (uniform >= uniform.dtype.type(rate)) * x.dtype.type(1 / (1 - rate))
+    return x * mask, lambda dy: dy * mask
+
+
+def time_embedding(t: Array, dim: int) -> Array:
+    """The Transformer's sinusoidal embedding of the paper's t, (N, dim) float64.
+
+        [sin(t_code ω_i), cos(t_code ω_i)],  ω_i = 10000^{-i / (half - 1)}, i = 0 … half-1, half = ⌊dim/2⌋; odd dim: one 0 more
+
+    t: (N,) int in 1..T. The released networks count from 0, so t_code = t - 1.
+    """
+    half = dim // 2
+    omega = np.exp(-np.log(10000.0) * np.arange(half) / max(half - 1, 1))
+    angle = (np.asarray(t, dtype=np.float64) - 1)[:, None] * omega
+    return np.concatenate([np.sin(angle), np.cos(angle), np.zeros((len(angle), dim % 2))], axis=1)

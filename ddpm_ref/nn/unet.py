@@ -1,0 +1,395 @@
+"""The U-Net of the paper (App. B): residual blocks, attention, skips, and time in every block.
+
+The whole network is one list, `UNet.plan`, read from top to bottom: each line is a piece with its name (the released
+code's), and its widths. Forward walks the list; backward walks it in reverse.
+
+    block      GroupNorm, SiLU, conv3x3, + Dense(SiLU(temb)), GroupNorm, SiLU, dropout, conv3x3; + the input (1x1 if widths differ)
+    attention  GroupNorm, q k v (1x1), softmax attention over all positions, 1x1; + the input
+    down, up   conv3x3 of stride 2; nearest-neighbour ×2 and conv3x3
+    push, pop  keep a copy for the other side of the U; concatenate it behind the channels
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_ref.backend import Backend
+from ddpm_ref.checks import Array, Steps, check_float, check_int
+from ddpm_ref.nn import ops
+from ddpm_ref.nn.ops import Backward
+from ddpm_ref.nn.params import Params, Scope, count
+from ddpm_ref.random import Purpose, uniform
+
+Dropout = Callable[[int, tuple[int, ...]], Array]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The shape of a U-Net; the defaults are the paper's for CIFAR-10.
+
+    channels: of the images.  base: width of the first level.  mult: width of each level in units of base, one entry a
+    level, each level half the size of the one before.  blocks: residual blocks a level.  attention_levels: the levels
+    (from 0) with attention after each block; the middle always has it.  groups: of every GroupNorm, must divide every
+    width.  dropout: rate, in training only.  learned_variance: as many output channels again, for log σ_t².
+    image_size: what the preset is meant for; the network itself takes any H, W divisible by 2^(levels - 1).
+    """
+
+    channels: int = 3
+    base: int = 128
+    mult: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention_levels: tuple[int, ...] = (1,)
+    groups: int = 32
+    dropout: float = 0.1
+    learned_variance: bool = False
+    image_size: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mult", tuple(self.mult))
+        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
+        for name in ("channels", "blocks", "groups", "image_size"):
+            check_int(name, getattr(self, name), 1)
+        check_int("base", self.base, 2)
+        if not self.mult:
+            raise ValueError("mult: wanted at least one level, got none")
+        for m in self.mult:
+            check_int("mult", m, 1)
+        for level in self.attention_levels:
+            check_int("attention_levels", level, 0, len(self.mult) - 1)
+        if any(self.base * m % self.groups for m in (1, *self.mult)):
+            raise ValueError(f"groups: wanted a divisor of every width {[self.base * m for m in (1, *self.mult)]}, got {self.groups}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: wanted a rate in [0, 1), got {self.dropout}")
+
+    @property
+    def factor(self) -> int:
+        """By how much the lowest level is smaller: H and W must be divisible by it."""
+        return int(2 ** (len(self.mult) - 1))
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output: those of the images, twice with learned variances."""
+        return self.channels * (2 if self.learned_variance else 1)
+
+
+PRESETS: dict[str, UNetConfig] = {
+    "digits": UNetConfig(1, 16, (1, 2), 1, (1,), groups=8, dropout=0.0, image_size=8),
+    "mnist": UNetConfig(1, 32, (1, 2, 2), 2, (2,), groups=8, dropout=0.0, image_size=32),
+    "cifar10": UNetConfig(),
+    "celebahq256": UNetConfig(mult=(1, 1, 2, 2, 4, 4), attention_levels=(4,), dropout=0.0, image_size=256),
+}
+"""Networks by name; `cifar10` (35,746,307 parameters) and `celebahq256` (113,673,219) are the paper's."""
+
+
+class Piece(NamedTuple):
+    """One line of the plan."""
+
+    kind: str
+    name: str
+    c_in: int = 0
+    c_out: int = 0
+
+
+class UNet:
+    """The network as a function of its parameters: `output, backward = net(params, x_t, t, backend)`.
+
+    Holds its configuration and plan, no parameters and no state.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        self.config = config
+        self.plan = list(_plan(config))
+        self.shapes = dict(shape for piece in self._all_pieces() for shape in _shapes(piece, config))
+
+    @property
+    def size(self) -> int:
+        """How many parameters it has."""
+        return count(self.shapes)
+
+    def _all_pieces(self) -> Iterator[Piece]:
+        yield Piece("temb", "temb")
+        yield from self.plan
+        yield Piece("out", "", self.config.base, self.config.out_channels)
+
+    def init(self, seed: int, dtype: type[np.floating] = np.float32) -> Params:
+        """Fresh parameters: Glorot uniform (variance scaling, fan_avg) from the counted stream, biases 0, GroupNorm 1 and 0.
+
+        The last layer of every block, every attention and the network itself gets 1e-10 of that variance, so each
+        starts as the identity.
+        """
+        params = Params(np.zeros(self.size, dtype), self.shapes)
+        for index, (name, shape) in enumerate(self.shapes.items()):
+            if name.endswith("/gamma"):
+                params[name] = 1
+            elif name.endswith("/W"):
+                receptive = int(np.prod(shape[:-2]))
+                fan_avg = receptive * (shape[-2] + shape[-1]) / 2
+                scale = 1e-10 if name.endswith(("conv2/W", "proj_out/W", "conv_out/W")) else 1.0
+                u = uniform(seed, Purpose.INIT, 0, [0], shape, layer=index)[0].astype(np.float64)
+                params[name] = (2 * u - 1) * np.sqrt(3 * scale / fan_avg)
+        return params
+
+    def bind(self, params: Params, backend: Backend | None = None) -> Callable[[Array, Steps], Array]:
+        """An ε-model, `model(x_t, t)`, with these parameters and without dropout."""
+        run = backend or Backend()
+        return lambda x_t, t: self(params, x_t, t, run)[0]
+
+    def __call__(
+        self, params: Params, x_t: Array, t: Steps, backend: Backend, *, dropout: Dropout | None = None
+    ) -> tuple[Array, Backward]:
+        """The network's output and its adjoint.
+
+        x_t: (N, H, W, C) of the parameters' dtype.  t: one integer or (N,) int, the paper's steps 1..T.
+        dropout: None, or dropout(layer, shape) -> uniforms in [0, 1), one layer number for each block.
+        Returns output, (N, H, W, out_channels), and backward(d_output) -> dx, grads with grads a `Params`; it frees
+        what it has used as it goes, so it can be called once.
+        """
+        cfg, p = self.config, params
+        t = self._checked(params, x_t, t)
+        temb, temb_back = _time(p.under("temb"), x_t, t, cfg, backend)
+        h, conv_in = backend.conv3x3(x_t, p["conv_in/W"], p["conv_in/b"])
+        tape: list[tuple[Piece, Backward]] = []
+        skips: list[Array] = []
+        for layer, piece in enumerate(self.plan[1:]):
+            adjoint: Backward = _once
+            if piece.kind == "push":
+                skips.append(h)
+            elif piece.kind == "pop":
+                h = np.concatenate([h, skips.pop()], axis=-1)
+            elif piece.kind == "block":
+                uniforms = dropout and (lambda shape, layer=layer: dropout(layer, shape))
+                h, adjoint = _block(p.under(piece.name), h, temb, cfg, backend, uniforms)
+            elif piece.kind == "attention":
+                h, adjoint = _attention(p.under(piece.name), h, cfg, backend)
+            else:
+                h, adjoint = _resample(piece.kind, p.under(piece.name), h, backend)
+            tape.append((piece, adjoint))
+        h, norm_out = backend.group_norm(h, p["norm_out/gamma"], p["norm_out/beta"], cfg.groups, silu=True)
+        output, conv_out = backend.conv3x3(h, p["conv_out/W"], p["conv_out/b"])
+
+        def backward(d_output: Array) -> tuple[Array, Params]:
+            if not tape:
+                raise RuntimeError("backward was called already; it frees its arrays as it goes")
+            g = params.like(np.empty_like(params.vector))
+            d, g["conv_out/W"], g["conv_out/b"] = conv_out(d_output)
+            d, g["norm_out/gamma"], g["norm_out/beta"] = norm_out(d)
+            d_temb = np.zeros_like(temb)
+            d_skips: list[Array] = []
+            while tape:
+                piece, adjoint = tape.pop()
+                if piece.kind == "pop":
+                    d_skips.append(d[..., piece.c_in :])
+                    d = d[..., : piece.c_in]
+                elif piece.kind == "push":
+                    d = d + d_skips.pop()
+                elif piece.kind == "block":
+                    d, d_temb_here = adjoint(d, g.under(piece.name))
+                    d_temb += d_temb_here
+                else:
+                    d = adjoint(d, g.under(piece.name))
+            dx, g["conv_in/W"], g["conv_in/b"] = conv_in(d)
+            temb_back(d_temb, g.under("temb"))
+            return dx, g
+
+        return output, backward
+
+    def _checked(self, params: Params, x_t: Array, t: Steps) -> Array:
+        """t as (N,), after checking that the images fit the network and the parameters."""
+        check_float(x_t=x_t)
+        factor, channels = self.config.factor, self.config.channels
+        if x_t.ndim != 4 or x_t.shape[3] != channels or x_t.shape[1] % factor or x_t.shape[2] % factor:
+            raise ValueError(f"x_t: wanted (N, H, W, {channels}) with H and W divisible by {factor}, got shape {x_t.shape}")
+        if params.vector.dtype != x_t.dtype:
+            raise ValueError(f"x_t: wanted the parameters' dtype, {params.vector.dtype}, got {x_t.dtype}")
+        if params.shapes != self.shapes:
+            raise ValueError("params: not the parameters of this network (their names or shapes differ)")
+        steps = np.asarray(t)
+        if steps.dtype.kind not in "iu" or steps.shape not in ((), (len(x_t),)) or (steps.size and steps.min() < 1):
+            raise ValueError(f"t: wanted one integer >= 1 or ({len(x_t)},) of them, got {steps.dtype} of shape {steps.shape}")
+        return np.broadcast_to(steps, (len(x_t),))
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def _plan(cfg: UNetConfig) -> Iterator[Piece]:
+    """Every piece between the first and the last convolution, in order, with its input and output width."""
+    widths = [cfg.base * m for m in cfg.mult]
+    levels = range(len(widths))
+    c = cfg.base
+    kept = [c]
+    yield Piece("conv", "conv_in", cfg.channels, c)
+    yield Piece("push", "conv_in")
+    for i in levels:
+        for j in range(cfg.blocks):
+            yield Piece("block", f"down_{i}/block_{j}", c, widths[i])
+            c = widths[i]
+            if i in cfg.attention_levels:
+                yield Piece("attention", f"down_{i}/attn_{j}", c, c)
+            yield Piece("push", f"down_{i}/block_{j}")
+            kept.append(c)
+        if i != levels[-1]:
+            yield Piece("down", f"down_{i}/downsample", c, c)
+            yield Piece("push", f"down_{i}/downsample")
+            kept.append(c)
+    yield Piece("block", "mid/block_1", c, c)
+    yield Piece("attention", "mid/attn_1", c, c)
+    yield Piece("block", "mid/block_2", c, c)
+    for i in reversed(levels):
+        for j in range(cfg.blocks + 1):
+            yield Piece("pop", f"up_{i}/block_{j}", c, c + kept[-1])
+            yield Piece("block", f"up_{i}/block_{j}", c + kept.pop(), widths[i])
+            c = widths[i]
+            if i in cfg.attention_levels:
+                yield Piece("attention", f"up_{i}/attn_{j}", c, c)
+        if i:
+            yield Piece("up", f"up_{i}/upsample", c, c)
+
+
+def _shapes(piece: Piece, cfg: UNetConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a piece's parameters."""
+    kind, name, c, d = piece
+
+    def norm(layer: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from ((f"{layer}/gamma", (width,)), (f"{layer}/beta", (width,)))
+
+    def linear(layer: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield from ((f"{layer}/W", shape), (f"{layer}/b", shape[-1:]))
+
+    time = 4 * cfg.base
+    if kind == "temb":
+        yield from linear("temb/dense0", cfg.base, time)
+        yield from linear("temb/dense1", time, time)
+    elif kind == "conv":
+        yield from linear(name, 3, 3, c, d)
+    elif kind == "block":
+        yield from norm(f"{name}/norm1", c)
+        yield from linear(f"{name}/conv1", 3, 3, c, d)
+        yield from linear(f"{name}/temb_proj", time, d)
+        yield from norm(f"{name}/norm2", d)
+        yield from linear(f"{name}/conv2", 3, 3, d, d)
+        if c != d:
+            yield from linear(f"{name}/nin_shortcut", c, d)
+    elif kind == "attention":
+        yield from norm(f"{name}/norm", c)
+        for layer in ("q", "k", "v", "proj_out"):
+            yield from linear(f"{name}/{layer}", c, c)
+    elif kind in ("down", "up"):
+        yield from linear(f"{name}/conv", 3, 3, c, d)
+    elif kind == "out":
+        yield from norm("norm_out", c)
+        yield from linear("conv_out", 3, 3, c, d)
+
+
+# --- the pieces ------------------------------------------------------------------------------------------------------
+
+
+def _once(d: Array, _g: Scope) -> Array:
+    """The adjoint slot of a piece that has none of its own (push, pop)."""
+    return d
+
+
+def _time(p: Scope, x_t: Array, t: Array, cfg: UNetConfig, run: Backend) -> tuple[Array, Backward]:
+    """SiLU(temb), (N, 4 base): embedding, Dense, SiLU, Dense; its SiLU is the one every block begins with."""
+    h = run.to_device(ops.time_embedding(t, cfg.base).astype(x_t.dtype))
+    h, dense0 = run.dense(h, p["dense0/W"], p["dense0/b"])
+    h, silu0 = ops.silu(h)
+    h, dense1 = run.dense(h, p["dense1/W"], p["dense1/b"])
+    h, silu1 = ops.silu(h)
+
+    def backward(d: Array, g: Scope) -> None:
+        d, g["dense1/W"], g["dense1/b"] = dense1(silu1(d))
+        _, g["dense0/W"], g["dense0/b"] = dense0(silu0(d))
+
+    return h, backward
+
+
+def _block(
+    p: Scope, x: Array, temb: Array, cfg: UNetConfig, run: Backend, uniforms: Callable[[tuple[int, ...]], Array] | None
+) -> tuple[Array, Backward]:
+    """A residual block; backward(dy, g) -> dx, d_temb."""
+    h, norm1 = run.group_norm(x, p["norm1/gamma"], p["norm1/beta"], cfg.groups, silu=True)
+    time, temb_proj = run.dense(temb, p["temb_proj/W"], p["temb_proj/b"])
+    # The time enters as the bias of the first convolution, one for each image.
+    h, conv1 = run.conv3x3(h, p["conv1/W"], p["conv1/b"] + time)
+    h, norm2 = run.group_norm(h, p["norm2/gamma"], p["norm2/beta"], cfg.groups, silu=True)
+    drop = None
+    if uniforms is not None and cfg.dropout:
+        h, drop = run.dropout(h, uniforms(h.shape), cfg.dropout)
+    y, conv2 = run.conv3x3(h, p["conv2/W"], p["conv2/b"])
+    shortcut = None
+    if x.shape[-1] != y.shape[-1]:
+        residual, shortcut = run.dense(x, p["nin_shortcut/W"], p["nin_shortcut/b"])
+        y += residual
+    else:
+        y += x
+
+    def backward(dy: Array, g: Scope) -> tuple[Array, Array]:
+        d, g["conv2/W"], g["conv2/b"] = conv2(dy)
+        d = drop(d) if drop else d
+        d, g["norm2/gamma"], g["norm2/beta"] = norm2(d)
+        d, g["conv1/W"], d_time = conv1(d)
+        g["conv1/b"] = d_time.sum(axis=0)
+        d_temb, g["temb_proj/W"], g["temb_proj/b"] = temb_proj(d_time)
+        dx, g["norm1/gamma"], g["norm1/beta"] = norm1(d)
+        if shortcut:
+            d_residual, g["nin_shortcut/W"], g["nin_shortcut/b"] = shortcut(dy)
+            dx += d_residual
+        else:
+            dx += dy
+        return dx, d_temb
+
+    return y, backward
+
+
+def _attention(p: Scope, x: Array, cfg: UNetConfig, run: Backend) -> tuple[Array, Backward]:
+    """An attention block over all H·W positions; backward(dy, g) -> dx."""
+    n, height, width, c = x.shape
+    h, norm = run.group_norm(x, p["norm/gamma"], p["norm/beta"], cfg.groups)
+    h = h.reshape(n, height * width, c)
+    q, dense_q = run.dense(h, p["q/W"], p["q/b"])
+    k, dense_k = run.dense(h, p["k/W"], p["k/b"])
+    v, dense_v = run.dense(h, p["v/W"], p["v/b"])
+    h, attend = run.attention(q, k, v)
+    y, proj_out = run.dense(h, p["proj_out/W"], p["proj_out/b"])
+    y = y.reshape(x.shape)
+    y += x
+
+    def backward(dy: Array, g: Scope) -> Array:
+        d, g["proj_out/W"], g["proj_out/b"] = proj_out(dy.reshape(n, height * width, c))
+        dq, dk, dv = attend(d)
+        d, g["q/W"], g["q/b"] = dense_q(dq)
+        d_k, g["k/W"], g["k/b"] = dense_k(dk)
+        d_v, g["v/W"], g["v/b"] = dense_v(dv)
+        d += d_k
+        d += d_v
+        dx, g["norm/gamma"], g["norm/beta"] = norm(d.reshape(x.shape))
+        dx += dy
+        return dx
+
+    return y, backward
+
+
+def _resample(kind: str, p: Scope, x: Array, run: Backend) -> tuple[Array, Backward]:
+    """Half or double the size; backward(dy, g) -> dx."""
+    if kind == "down":
+        y, conv = run.conv3x3(x, p["conv/W"], p["conv/b"], stride=2)
+        double = None
+    else:
+        h, double = run.upsample(x)
+        y, conv = run.conv3x3(h, p["conv/W"], p["conv/b"])
+
+    def backward(dy: Array, g: Scope) -> Array:
+        d, g["conv/W"], g["conv/b"] = conv(dy)
+        return double(d) if double else d
+
+    return y, backward
+
+
+def preset(name: str, **changes: object) -> UNetConfig:
+    """A preset by name, with some fields changed: `preset("cifar10", learned_variance=True)`."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: wanted one of {', '.join(PRESETS)}, got {name!r}")
+    return replace(PRESETS[name], **changes)  # type: ignore[arg-type]
