@@ -1,0 +1,1 @@
+"""Timings from a checkout; not installed with the package."""

@@ -1,0 +1,1 @@
+"""The same network in the frameworks one would use instead."""

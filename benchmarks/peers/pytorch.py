@@ -1,0 +1,119 @@
+"""The paper's U-Net in PyTorch, layer for layer from `UNet.plan`, with the weights of our parameters."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_ref.nn.ops import time_embedding
+from ddpm_ref.nn.params import Params
+from ddpm_ref.nn.unet import UNet
+
+
+def _conv(p: Any, layer: str) -> nn.Conv2d:
+    """A convolution or 1x1 from W (3, 3, C, D) or (C, D)."""
+    W = torch.from_numpy(np.array(p[f"{layer}/W"]))
+    W = W.permute(3, 2, 0, 1) if W.ndim == 4 else W.T[:, :, None, None]
+    conv = nn.Conv2d(W.shape[1], W.shape[0], W.shape[2], padding=W.shape[2] // 2)
+    conv.weight.data = W.contiguous()
+    conv.bias.data = torch.from_numpy(np.array(p[f"{layer}/b"]))
+    return conv
+
+
+def _linear(p: Any, layer: str) -> nn.Linear:
+    W = torch.from_numpy(np.array(p[f"{layer}/W"]))
+    linear = nn.Linear(*W.shape)
+    linear.weight.data = W.T.contiguous()
+    linear.bias.data = torch.from_numpy(np.array(p[f"{layer}/b"]))
+    return linear
+
+
+def _norm(p: Any, layer: str, groups: int) -> nn.GroupNorm:
+    gamma = torch.from_numpy(np.array(p[f"{layer}/gamma"]))
+    norm = nn.GroupNorm(groups, len(gamma), eps=1e-6)
+    norm.weight.data, norm.bias.data = gamma, torch.from_numpy(np.array(p[f"{layer}/beta"]))
+    return norm
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, p: Any, c_in: int, c_out: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _norm(p, "norm1", groups), _conv(p, "conv1")
+        self.temb_proj = _linear(p, "temb_proj")
+        self.norm2, self.conv2 = _norm(p, "norm2", groups), _conv(p, "conv2")
+        self.dropout = nn.Dropout(dropout)
+        self.shortcut = _conv(p, "nin_shortcut") if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.temb_proj(temb)[:, :, None, None]
+        return self.conv2(self.dropout(F.silu(self.norm2(h)))) + self.shortcut(x)
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, one head, by PyTorch's fused kernel; q, k and v in one product."""
+
+    def __init__(self, p: Any, groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(p, "norm", groups)
+        parts = [_conv(p, layer) for layer in "qkv"]
+        self.qkv = nn.Conv2d(parts[0].in_channels, 3 * parts[0].out_channels, 1)
+        self.qkv.weight.data = torch.cat([c.weight.data for c in parts])
+        self.qkv.bias.data = torch.cat([c.bias.data for c in parts if c.bias is not None])
+        self.proj_out = _conv(p, "proj_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(n, 1, h * w, 3 * c).chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(y.reshape(n, h, w, c).permute(0, 3, 1, 2))
+
+
+class TorchUNet(nn.Module):
+    """`UNet` with the weights of `params`: x_t (N, C, H, W), embedding (N, base) -> (N, out_channels, H, W)."""
+
+    def __init__(self, net: UNet, params: Params) -> None:
+        super().__init__()
+        cfg = net.config
+        self.plan = net.plan
+        self.dense0, self.dense1 = _linear(params, "temb/dense0"), _linear(params, "temb/dense1")
+        self.pieces = nn.ModuleList()
+        for kind, name, c_in, c_out in net.plan:
+            p = params.under(name)
+            if kind == "block":
+                self.pieces.append(Block(p, c_in, c_out, cfg.groups, cfg.dropout))
+            elif kind == "attention":
+                self.pieces.append(Attention(p, cfg.groups))
+            elif kind in ("up", "down"):
+                self.pieces.append(_conv(p, "conv"))
+                if kind == "down":
+                    self.pieces[-1].padding, self.pieces[-1].stride = (0, 0), (2, 2)
+            else:
+                self.pieces.append(_conv(params, name) if kind == "conv" else nn.Identity())
+        self.norm_out, self.conv_out = _norm(params, "norm_out", cfg.groups), _conv(params, "conv_out")
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        temb = F.silu(self.dense1(F.silu(self.dense0(embedding))))
+        h, skips = x, []
+        for (kind, *_), piece in zip(self.plan, self.pieces, strict=True):
+            if kind == "push":
+                skips.append(h)
+            elif kind == "pop":
+                h = torch.cat([h, skips.pop()], dim=1)
+            elif kind == "block":
+                h = piece(h, temb)
+            elif kind == "down":
+                h = piece(F.pad(h, (0, 1, 0, 1)))
+            elif kind == "up":
+                h = piece(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            else:
+                h = piece(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def embed(t: np.ndarray, base: int) -> Tensor:
+    """The sinusoidal embedding of the paper's t, (N, base)."""
+    return torch.from_numpy(time_embedding(t, base).astype(np.float32))
