@@ -24,7 +24,9 @@ CONTENDERS = ("numpy", "torch contiguous", "torch channels_last")
 
 def main() -> None:
     """Parse the command line, run the rounds, print a table, write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="cifar10")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
@@ -39,7 +41,9 @@ def main() -> None:
     workers = {}
     for name in CONTENDERS:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, name, args.preset, args.batch, args.threads), daemon=True)
+        process = context.Process(
+            target=_serve, args=(theirs, name, args.preset, args.batch, args.threads), daemon=True
+        )
         process.start()
         workers[name] = (ours, process)
     facts = {name: pipe.recv() for name, (pipe, _) in workers.items()}
@@ -61,16 +65,28 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _report(args: Any, times: dict[str, list[float]], memory: dict[str, float], agreement: dict[str, float], facts: Any) -> dict:
+def _report(
+    args: Any,
+    times: dict[str, list[float]],
+    memory: dict[str, float],
+    agreement: dict[str, float],
+    facts: Any,
+) -> dict:
     median = {name: statistics.median(t) for name, t in times.items()}
     best = min((n for n in CONTENDERS if n != "numpy"), key=median.__getitem__)
     ratios = [a / b for a, b in zip(times["numpy"], times[best], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)
-    print(f"{args.preset}, batch {args.batch}, {args.threads} threads, {args.rounds} interleaved rounds, seconds a step")
+    print(
+        f"{args.preset}, batch {args.batch}, {args.threads} threads, {args.rounds} interleaved rounds, seconds a step"
+    )
     for name, t in times.items():
-        print(f"  {name:20s} median {median[name]:7.3f}   range {min(t):.3f}-{max(t):.3f}   peak memory {memory[name]:.2f} GiB")
+        print(
+            f"  {name:20s} median {median[name]:7.3f}   range {min(t):.3f}-{max(t):.3f}   peak memory {memory[name]:.2f} GiB"
+        )
     print(f"  numpy / {best}: {quartiles[1]:.2f} (quartiles {quartiles[0]:.2f}-{quartiles[2]:.2f})")
-    print(f"  same network: output differs by {agreement['output']:.1e}, gradient by {agreement['gradient']:.1e} (relative norms)")
+    print(
+        f"  same network: output differs by {agreement['output']:.1e}, gradient by {agreement['gradient']:.1e} (relative norms)"
+    )
     return {
         "preset": args.preset, "batch": args.batch, "threads": args.threads, "seconds": times, "best_peer": best,
         "ratio": quartiles[1], "ratio_quartiles": [quartiles[0], quartiles[2]], "peak_memory_gib": memory,
@@ -82,7 +98,9 @@ def _report(args: Any, times: dict[str, list[float]], memory: dict[str, float], 
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _agreement(facts: dict[str, Any]) -> dict[str, float]:
@@ -92,7 +110,11 @@ def _agreement(facts: dict[str, Any]) -> dict[str, float]:
     ours, worst = facts["numpy"], {}
     for what in ("output", "gradient"):
         reference = ours[what]
-        gaps = [np.linalg.norm(f[what] - reference) / np.linalg.norm(reference) for n, f in facts.items() if n != "numpy"]
+        gaps = [
+            np.linalg.norm(f[what] - reference) / np.linalg.norm(reference)
+            for n, f in facts.items()
+            if n != "numpy"
+        ]
         worst[what] = float(max(gaps))
         if worst[what] > 1e-4:
             sys.exit(f"not the same network: {what} differs by {worst[what]:.1e}")
@@ -132,10 +154,12 @@ def _numpy_side(preset: str, batch: int, threads: int, name: str) -> tuple[Any, 
     import numpy as np
 
     from ddpm_ref.backend import Backend
+    from ddpm_ref.memory import keep_freed_memory
     from ddpm_ref.nn.optim import AdamSettings
     from ddpm_ref.objective import simple_loss
     from ddpm_ref.random import Purpose
 
+    keep_freed_memory()
     net, params, x, t, eps = _problem(preset, batch)
     backend, samples = Backend(), np.arange(batch)
     output, backward = net(params, x, t, backend)
@@ -171,13 +195,19 @@ def _torch_side(preset: str, batch: int, threads: int, name: str) -> tuple[Any, 
     net, params, x_np, t, eps_np = _problem(preset, batch)
     layout = torch.channels_last if name.endswith("channels_last") else torch.contiguous_format
     model = TorchUNet(net, params).to(memory_format=layout)
-    x, eps = (torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (x_np, eps_np))
+    x, eps = (
+        torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (x_np, eps_np)
+    )
     temb = embed(t, net.config.base)
     model.eval()
     output = model(x, temb)
     F.mse_loss(output, eps).backward()
     gradient = model.pieces[0].weight.grad.permute(2, 3, 1, 0).numpy().copy()
-    facts = {"version": f"PyTorch {torch.__version__}", "output": output.detach().permute(0, 2, 3, 1).numpy().copy(), "gradient": gradient}
+    facts = {
+        "version": f"PyTorch {torch.__version__}",
+        "output": output.detach().permute(0, 2, 3, 1).numpy().copy(),
+        "gradient": gradient,
+    }
     model.train()
     weights = list(model.parameters())
     ema = [p.detach().clone() for p in weights]

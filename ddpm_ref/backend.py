@@ -29,7 +29,9 @@ class Backend:
         """`ops.dense`: (..., C) -> (..., D), the 1x1 convolution."""
         return ops.dense(x, W, b)
 
-    def group_norm(self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> tuple[Array, Backward]:
+    def group_norm(
+        self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
+    ) -> tuple[Array, Backward]:
         """`ops.group_norm`, fused with SiLU if asked."""
         return ops.group_norm(x, gamma, beta, groups, silu=silu)
 
@@ -46,19 +48,40 @@ class Backend:
         return ops.dropout(x, uniform, rate)
 
     def update(
-        self, params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: optim.AdamSettings
+        self,
+        params: Array,
+        grads: Array,
+        m: Array,
+        v: Array,
+        ema: Array,
+        step: int,
+        settings: optim.AdamSettings,
     ) -> float:
         """`optim.update`: clipping, Adam and EMA in one pass over the flat vectors."""
         return optim.update(params, grads, m, v, ema, step, settings)
 
     def normal(
-        self, seed: int, purpose: Purpose, step: int, samples: Array, shape: tuple[int, ...], *, layer: int = 0
+        self,
+        seed: int,
+        purpose: Purpose,
+        step: int,
+        samples: Array,
+        shape: tuple[int, ...],
+        *,
+        layer: int = 0,
     ) -> Array:
         """`random.normal`: the same bits on every backend."""
         return random.normal(seed, purpose, step, samples, shape, layer=layer)
 
     def uniform(
-        self, seed: int, purpose: Purpose, step: int, samples: Array, shape: tuple[int, ...], *, layer: int = 0
+        self,
+        seed: int,
+        purpose: Purpose,
+        step: int,
+        samples: Array,
+        shape: tuple[int, ...],
+        *,
+        layer: int = 0,
     ) -> Array:
         """`random.uniform`: the same bits on every backend."""
         return random.uniform(seed, purpose, step, samples, shape, layer=layer)
@@ -86,7 +109,9 @@ def get_backend(name: str = "numpy") -> Backend:
         return Backend()
     module, _, cls = name.partition(":")
     if not cls:
-        raise ValueError(f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}")
+        raise ValueError(
+            f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}"
+        )
     try:
         found: Any = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:

@@ -50,7 +50,12 @@ def philox4x32_10(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> t
     k0, k1 = key
     for _ in range(10):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ np.uint64(k0), p1 & _MASK, (p0 >> _32) ^ c3 ^ np.uint64(k1), p0 & _MASK
+        c0, c1, c2, c3 = (
+            (p1 >> _32) ^ c1 ^ np.uint64(k0),
+            p1 & _MASK,
+            (p0 >> _32) ^ c3 ^ np.uint64(k1),
+            p0 & _MASK,
+        )
         k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
     return c0, c1, c2, c3
 
@@ -75,7 +80,9 @@ def _checked(seed: int, step: int, samples: ArrayLike, layer: int) -> U64:
     return np.asarray(samples, dtype=np.uint64)
 
 
-def words(seed: int, purpose: Purpose, step: int, samples: ArrayLike, count: int, *, layer: int = 0) -> NDArray[np.uint32]:
+def words(
+    seed: int, purpose: Purpose, step: int, samples: ArrayLike, count: int, *, layer: int = 0
+) -> NDArray[np.uint32]:
     """count random 32-bit words for each image index in samples: (N, count) uint32."""
     samples = _checked(seed, step, samples, layer)
     out = np.empty((len(samples), -(-count // 4), 4), np.uint32)
@@ -92,14 +99,18 @@ def integers(seed: int, purpose: Purpose, step: int, samples: ArrayLike, n: int)
     return ((u * np.uint64(n)) >> _32).astype(np.int64)
 
 
-def uniform(seed: int, purpose: Purpose, step: int, samples: ArrayLike, shape: tuple[int, ...], *, layer: int = 0) -> F32:
+def uniform(
+    seed: int, purpose: Purpose, step: int, samples: ArrayLike, shape: tuple[int, ...], *, layer: int = 0
+) -> F32:
     """Uniforms in [0, 1), multiples of 2⁻²⁴: (N, *shape) float32."""
     count = int(np.prod(shape))
     u = words(seed, purpose, step, samples, count, layer=layer)
     return ((u >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)).reshape(len(u), *shape)
 
 
-def normal(seed: int, purpose: Purpose, step: int, samples: ArrayLike, shape: tuple[int, ...], *, layer: int = 0) -> F32:
+def normal(
+    seed: int, purpose: Purpose, step: int, samples: ArrayLike, shape: tuple[int, ...], *, layer: int = 0
+) -> F32:
     """Standard normals: (N, *shape) float32.
 
     Words (w_0, w_1) of a block make two normals r cos θ, r sin θ with r = √(-2 log u), u = (⌊w_0/2⁸⌋ + 1) / 2²⁴,
@@ -110,7 +121,9 @@ def normal(seed: int, purpose: Purpose, step: int, samples: ArrayLike, shape: tu
     out = np.empty((len(samples), -(-count // 4), 4), np.float32)
     for part, lanes in _chunks(seed, purpose, step, samples, count, layer):
         for pair in (0, 2):
-            r = np.sqrt(np.float32(-2) * _log_u24((lanes[pair] >> np.uint64(8)).astype(np.uint32) + np.uint32(1)))
+            r = np.sqrt(
+                np.float32(-2) * _log_u24((lanes[pair] >> np.uint64(8)).astype(np.uint32) + np.uint32(1))
+            )
             sin, cos = _sin_cos_u24((lanes[pair + 1] >> np.uint64(8)).astype(np.uint32))
             out[part, :, pair] = r * cos
             out[part, :, pair + 1] = r * sin

@@ -6,7 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_ref.checks import Array, Steps, check_choice, check_finite, check_int, check_same_shape, check_step
-from ddpm_ref.forward import check_eps_predictable, per_image, posterior_coefficients, predict_eps, predict_x_0, q_posterior
+from ddpm_ref.forward import (
+    check_eps_predictable,
+    per_image,
+    posterior_coefficients,
+    predict_eps,
+    predict_x_0,
+    q_posterior,
+)
 from ddpm_ref.gaussian import erfcx
 from ddpm_ref.schedule import Schedule, Table
 
@@ -50,7 +57,9 @@ def output_to_x_0(schedule: Schedule, x_t: Array, t: Steps, output: Array, predi
     if predicts == "mu":
         c_0, c_t = posterior_coefficients(schedule, t)
         if not np.all(c_0):
-            raise ValueError(f"t: alpha_bar_(t-1) = 0 in schedule {schedule.name!r}, where a mean of x_(t-1) cannot give x_0")
+            raise ValueError(
+                f"t: alpha_bar_(t-1) = 0 in schedule {schedule.name!r}, where a mean of x_(t-1) cannot give x_0"
+            )
         return per_image(1 / c_0, x_t) * output - per_image(c_t / c_0, x_t) * x_t
     abar = schedule.alpha_bar[t]
     return per_image(np.sqrt(abar), x_t) * x_t - per_image(np.sqrt(1 - abar), x_t) * output
@@ -114,7 +123,9 @@ def reverse_variance(schedule: Schedule, var: str | Table = "beta") -> Table:
         return table
     table = np.asarray(var, dtype=np.float64)
     if table.shape != (schedule.T + 1,):
-        raise ValueError(f"var: wanted a name or a table of T + 1 = {schedule.T + 1} values, got shape {table.shape}")
+        raise ValueError(
+            f"var: wanted a name or a table of T + 1 = {schedule.T + 1} values, got shape {table.shape}"
+        )
     if not (np.isfinite(table[1:]) & (table[1:] >= 0)).all():
         raise ValueError("var: wanted finite variances >= 0 for t = 1..T")
     return table
@@ -149,7 +160,14 @@ class ReverseStep(NamedTuple):
 
 
 def p_mean_var(
-    schedule: Schedule, x_t: Array, t: Steps, output: Array, *, predicts: str = "eps", var: str | Table = "beta", clip: bool = False
+    schedule: Schedule,
+    x_t: Array,
+    t: Steps,
+    output: Array,
+    *,
+    predicts: str = "eps",
+    var: str | Table = "beta",
+    clip: bool = False,
 ) -> ReverseStep:
     """Mean and variance of p_θ(x_{t-1} | x_t) from a network's output (Eq. 1).
 
@@ -302,7 +320,15 @@ def sample(
 ) -> Array:
     """Algorithm 2 run to its end: x_0 of the shape and dtype of x_T. Arguments and errors as `sample_steps`."""
     steps = sample_steps(
-        schedule, model, x_T, noise, predicts=predicts, var=var, clip=clip, temperature=temperature, every=schedule.T
+        schedule,
+        model,
+        x_T,
+        noise,
+        predicts=predicts,
+        var=var,
+        clip=clip,
+        temperature=temperature,
+        every=schedule.T,
     )
     for _t, x_t, _x_0 in steps:
         x_0 = x_t

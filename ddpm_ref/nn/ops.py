@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ddpm_ref.checks import Array
 
@@ -24,56 +25,55 @@ def _image_blocks(n: int, bytes_per_image: int) -> Iterator[slice]:
 
 
 def conv3x3(x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
-    """3x3 convolution with zero padding, stride 1 or 2, as one matrix product over the nine taps.
+    """3x3 convolution with zero padding, stride 1 or 2: a matrix product over all 3x3 windows.
 
-        forward    cols_ij = window_ij(x)             y = b + cols W
-        adjoint    dW = colsᵀ dy     dcols = dy Wᵀ    dx = Σ_ij window_ij*(dcols_ij)     db = Σ dy
+        forward    y  = windows(x_pad) W + b
+        adjoint    dx = windows(z) W*     z: dy spread to x's grid with zeros between, W*_ij = W_{2-i,2-j}ᵀ
+                   dW = windows(x_pad)ᵀ dy     db = Σ dy
 
     x: (N, H, W, C)   W: (3, 3, C, D)   b: (D,), or (N, D): one bias per image, which is how time enters a block
     y: (N, ⌈H/stride⌉, ⌈W/stride⌉, D)   backward(dy) -> dx, dW, db
 
-    window_ij reads every stride-th pixel of the padded image, shifted by the tap (i, j); its adjoint window_ij* adds
-    into the same pixels. Padding is TensorFlow's "SAME": (1, 1), or (0, 1) where stride 2 meets an even size.
+    Padding is TensorFlow's "SAME": (1, 1), or (0, 1) where stride 2 meets an even size.
     """
     n, h, w, c = x.shape
     d = W.shape[3]
-    out_h, out_w = -(-h // stride), -(-w // stride)
-    top, left = 1 - (stride == 2 and h % 2 == 0), 1 - (stride == 2 and w % 2 == 0)
+    top, left = (0 if stride == 2 and size % 2 == 0 else 1 for size in (h, w))
     x_pad = np.zeros((n, h + top + 1, w + left + 1, c), x.dtype)
     x_pad[:, top : top + h, left : left + w] = x
-    inside = np.s_[:, top : top + h, left : left + w]
-    taps = [
-        (3 * i + j, np.s_[:, i : i + stride * out_h : stride, j : j + stride * out_w : stride])
-        for i in range(3)
-        for j in range(3)
-    ]
-    W_rows = W.reshape(9 * c, d)
-    blocks = list(_image_blocks(n, out_h * out_w * 9 * c * x.itemsize))
-
-    def columns(images: slice) -> Array:
-        cols = np.empty((images.stop - images.start, out_h, out_w, 9, c), x.dtype)
-        for tap, window in taps:
-            cols[:, :, :, tap] = x_pad[images][window]
-        return cols.reshape(-1, 9 * c)
-
-    y = np.empty((n, out_h, out_w, d), x.dtype)
-    for images in blocks:
-        np.matmul(columns(images), W_rows, out=y[images].reshape(-1, d))
-        y[images] += b if b.ndim == 1 else b[images, None, None, :]
+    y = _windows_times(x_pad, W, stride)
+    y += b if b.ndim == 1 else b[:, None, None, :]
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dx_pad, dW = np.zeros_like(x_pad), np.zeros_like(W_rows)
-        for images in blocks:
-            dy_rows = dy[images].reshape(-1, d)
-            cols = columns(images)
-            dW += cols.T @ dy_rows
-            dcols = np.matmul(dy_rows, W_rows.T, out=cols).reshape(-1, out_h, out_w, 9, c)
-            for tap, window in taps:
-                dx_pad[images][window] += dcols[:, :, :, tap]
+        dW = np.zeros((9 * c, d), x.dtype)
+        for images, rows in _windows(x_pad, stride):
+            dW += rows.T @ dy[images].reshape(-1, d)
+        # Pixel (p, q) of x lies under tap (i, j) of output (p + top - i, q + left - j) / stride.
+        z = np.zeros((n, h + 2, w + 2, d), dy.dtype)
+        z[:, 2 - top : h + 2 - top : stride, 2 - left : w + 2 - left : stride] = dy
+        dx = _windows_times(z, W[::-1, ::-1].swapaxes(2, 3), 1)
         db = dy.reshape(n, -1, d).sum(axis=1)
-        return dx_pad[inside], dW.reshape(W.shape), db.sum(axis=0) if b.ndim == 1 else db
+        return dx, dW.reshape(W.shape), db.sum(axis=0) if b.ndim == 1 else db
 
     return y, backward
+
+
+def _windows(x_pad: Array, stride: int) -> Iterator[tuple[slice, Array]]:
+    """Every stride-th 3x3 window of a padded image as a row of 9C numbers, some images at a time: (images, rows)."""
+    n, _, _, c = x_pad.shape
+    view = sliding_window_view(x_pad, (3, 3), axis=(1, 2))[:, ::stride, ::stride].transpose(0, 1, 2, 4, 5, 3)
+    for images in _image_blocks(n, view[0].nbytes):
+        yield images, view[images].reshape(-1, 9 * c)
+
+
+def _windows_times(x_pad: Array, W: Array, stride: int) -> Array:
+    """y[n, h, w] = Σ_ij x_pad[n, stride·h + i, stride·w + j] W_ij."""
+    (n, h, w, c), d = x_pad.shape, W.shape[3]
+    y = np.empty((n, (h - 3) // stride + 1, (w - 3) // stride + 1, d), x_pad.dtype)
+    W_rows = W.reshape(9 * c, d)
+    for images, rows in _windows(x_pad, stride):
+        np.matmul(rows, W_rows, out=y[images].reshape(-1, d))
+    return y
 
 
 def dense(x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
@@ -108,7 +108,9 @@ def silu(x: Array) -> tuple[Array, Backward]:
     return x * s, lambda dy: dy * (s * (1 + x * (1 - s)))
 
 
-def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> tuple[Array, Backward]:
+def group_norm(
+    x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
+) -> tuple[Array, Backward]:
     """GroupNorm (ε = 1e-6), followed by SiLU if asked: each image's channels are normalised in groups.
 
         forward    x̂ = (x - mean) r,  r = 1/√(var + ε)     h = γ x̂ + β     y = h, or h σ(h)

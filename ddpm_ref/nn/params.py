@@ -24,7 +24,9 @@ class Params:
     def __post_init__(self) -> None:
         size = count(self.shapes)
         if self.vector.shape != (size,):
-            raise ValueError(f"vector: wanted shape ({size},) for these {len(self.shapes)} arrays, got {self.vector.shape}")
+            raise ValueError(
+                f"vector: wanted shape ({size},) for these {len(self.shapes)} arrays, got {self.vector.shape}"
+            )
         views, first = {}, 0
         for name, shape in self.shapes.items():
             last = first + int(np.prod(shape))

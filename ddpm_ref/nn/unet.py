@@ -59,7 +59,9 @@ class UNetConfig:
         for level in self.attention_levels:
             check_int("attention_levels", level, 0, len(self.mult) - 1)
         if any(self.base * m % self.groups for m in (1, *self.mult)):
-            raise ValueError(f"groups: wanted a divisor of every width {[self.base * m for m in (1, *self.mult)]}, got {self.groups}")
+            raise ValueError(
+                f"groups: wanted a divisor of every width {[self.base * m for m in (1, *self.mult)]}, got {self.groups}"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: wanted a rate in [0, 1), got {self.dropout}")
 
@@ -200,14 +202,22 @@ class UNet:
         check_float(x_t=x_t)
         factor, channels = self.config.factor, self.config.channels
         if x_t.ndim != 4 or x_t.shape[3] != channels or x_t.shape[1] % factor or x_t.shape[2] % factor:
-            raise ValueError(f"x_t: wanted (N, H, W, {channels}) with H and W divisible by {factor}, got shape {x_t.shape}")
+            raise ValueError(
+                f"x_t: wanted (N, H, W, {channels}) with H and W divisible by {factor}, got shape {x_t.shape}"
+            )
         if params.vector.dtype != x_t.dtype:
             raise ValueError(f"x_t: wanted the parameters' dtype, {params.vector.dtype}, got {x_t.dtype}")
         if params.shapes != self.shapes:
             raise ValueError("params: not the parameters of this network (their names or shapes differ)")
         steps = np.asarray(t)
-        if steps.dtype.kind not in "iu" or steps.shape not in ((), (len(x_t),)) or (steps.size and steps.min() < 1):
-            raise ValueError(f"t: wanted one integer >= 1 or ({len(x_t)},) of them, got {steps.dtype} of shape {steps.shape}")
+        if (
+            steps.dtype.kind not in "iu"
+            or steps.shape not in ((), (len(x_t),))
+            or (steps.size and steps.min() < 1)
+        ):
+            raise ValueError(
+                f"t: wanted one integer >= 1 or ({len(x_t)},) of them, got {steps.dtype} of shape {steps.shape}"
+            )
         return np.broadcast_to(steps, (len(x_t),))
 
 
@@ -307,7 +317,12 @@ def _time(p: Scope, x_t: Array, t: Array, cfg: UNetConfig, run: Backend) -> tupl
 
 
 def _block(
-    p: Scope, x: Array, temb: Array, cfg: UNetConfig, run: Backend, uniforms: Callable[[tuple[int, ...]], Array] | None
+    p: Scope,
+    x: Array,
+    temb: Array,
+    cfg: UNetConfig,
+    run: Backend,
+    uniforms: Callable[[tuple[int, ...]], Array] | None,
 ) -> tuple[Array, Backward]:
     """A residual block; backward(dy, g) -> dx, d_temb."""
     h, norm1 = run.group_norm(x, p["norm1/gamma"], p["norm1/beta"], cfg.groups, silu=True)

@@ -1,0 +1,96 @@
+"""The executable form of one paper: Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models (2020).
+
+The names below stand in the paper's order. Steps t run from 1 to T; images are (N, H, W, C) floats in [-1, 1].
+"""
+
+from ddpm_ref.schedule import SCHEDULES, Schedule  # isort: skip
+from ddpm_ref.forward import predict_eps, predict_x_0, q_mean_var, q_posterior, q_sample, q_step  # isort: skip
+from ddpm_ref.reverse import (  # isort: skip
+    PARAMETRISATIONS,
+    ReverseStep,
+    discretized_gaussian_log_likelihood,
+    mean_slope,
+    mixed_variance,
+    output_from_x_0,
+    output_to_x_0,
+    p_mean,
+    p_mean_var,
+    p_sample,
+    reverse_variance,
+    sample,
+    sample_steps,
+)
+from ddpm_ref.objective import (  # isort: skip
+    Losses,
+    Objective,
+    absolute_error,
+    batch_mean,
+    bound_term,
+    bound_weights,
+    combine,
+    huber_error,
+    log_variance_weighted,
+    simple_loss,
+    squared_error,
+    weighted,
+)
+from ddpm_ref.likelihood import BoundTerms, bits_per_dim, bound_terms, prior_kl  # isort: skip
+from ddpm_ref.random import Purpose, normal, uniform  # isort: skip
+from ddpm_ref.backend import Backend, available_backends, get_backend  # isort: skip
+from ddpm_ref.nn.params import Params  # isort: skip
+from ddpm_ref.nn.unet import PRESETS, UNet, UNetConfig, preset  # isort: skip
+from ddpm_ref.nn.optim import AdamSettings  # isort: skip
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PARAMETRISATIONS",
+    "PRESETS",
+    "SCHEDULES",
+    "AdamSettings",
+    "Backend",
+    "BoundTerms",
+    "Losses",
+    "Objective",
+    "Params",
+    "Purpose",
+    "ReverseStep",
+    "Schedule",
+    "UNet",
+    "UNetConfig",
+    "absolute_error",
+    "available_backends",
+    "batch_mean",
+    "bits_per_dim",
+    "bound_term",
+    "bound_terms",
+    "bound_weights",
+    "combine",
+    "discretized_gaussian_log_likelihood",
+    "get_backend",
+    "huber_error",
+    "log_variance_weighted",
+    "mean_slope",
+    "mixed_variance",
+    "normal",
+    "output_from_x_0",
+    "output_to_x_0",
+    "p_mean",
+    "p_mean_var",
+    "p_sample",
+    "predict_eps",
+    "predict_x_0",
+    "preset",
+    "prior_kl",
+    "q_mean_var",
+    "q_posterior",
+    "q_sample",
+    "q_step",
+    "reverse_variance",
+    "sample",
+    "sample_steps",
+    "simple_loss",
+    "squared_error",
+    "uniform",
+    "weighted",
+]
