@@ -24,9 +24,7 @@ CONTENDERS = ("numpy", "torch contiguous", "torch channels_last")
 
 def main() -> None:
     """Parse the command line, run the rounds, print a table, write JSON if asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
@@ -98,9 +96,7 @@ def _report(
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _agreement(facts: dict[str, Any]) -> dict[str, float]:
@@ -111,9 +107,7 @@ def _agreement(facts: dict[str, Any]) -> dict[str, float]:
     for what in ("output", "gradient"):
         reference = ours[what]
         gaps = [
-            np.linalg.norm(f[what] - reference) / np.linalg.norm(reference)
-            for n, f in facts.items()
-            if n != "numpy"
+            np.linalg.norm(f[what] - reference) / np.linalg.norm(reference) for n, f in facts.items() if n != "numpy"
         ]
         worst[what] = float(max(gaps))
         if worst[what] > 1e-4:
@@ -195,9 +189,7 @@ def _torch_side(preset: str, batch: int, threads: int, name: str) -> tuple[Any, 
     net, params, x_np, t, eps_np = _problem(preset, batch)
     layout = torch.channels_last if name.endswith("channels_last") else torch.contiguous_format
     model = TorchUNet(net, params).to(memory_format=layout)
-    x, eps = (
-        torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (x_np, eps_np)
-    )
+    x, eps = (torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout) for a in (x_np, eps_np))
     temb = embed(t, net.config.base)
     model.eval()
     output = model(x, temb)

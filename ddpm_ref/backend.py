@@ -109,9 +109,7 @@ def get_backend(name: str = "numpy") -> Backend:
         return Backend()
     module, _, cls = name.partition(":")
     if not cls:
-        raise ValueError(
-            f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}"
-        )
+        raise ValueError(f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}")
     try:
         found: Any = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError, ValueError) as error:

@@ -15,9 +15,7 @@ def check_step(T: int, t: Steps, x: Array, *, lowest: int = 1) -> None:
     if steps.dtype.kind not in "iu":
         raise ValueError(f"t: wanted integers in {lowest}..{T}, got dtype {steps.dtype}")
     if steps.ndim > 1 or (steps.ndim == 1 and (x.ndim == 0 or len(steps) != len(x))):
-        raise ValueError(
-            f"t: wanted one integer or shape ({len(x) if x.ndim else 'N'},), got shape {steps.shape}"
-        )
+        raise ValueError(f"t: wanted one integer or shape ({len(x) if x.ndim else 'N'},), got shape {steps.shape}")
     if steps.size and not (lowest <= steps.min() and steps.max() <= T):
         raise ValueError(f"t: wanted steps in {lowest}..{T}, got {steps.min()}..{steps.max()}")
 
@@ -52,9 +50,7 @@ def check_finite(**arrays: Array) -> None:
         bad = ~np.isfinite(x)
         if bad.any():
             where = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise ValueError(
-                f"{name}: {int(bad.sum())} of {x.size} values are NaN or infinite, first at {where}"
-            )
+            raise ValueError(f"{name}: {int(bad.sum())} of {x.size} values are NaN or infinite, first at {where}")
 
 
 def check_int(name: str, value: object, lowest: int, highest: int | None = None) -> None:

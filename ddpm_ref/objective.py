@@ -214,9 +214,7 @@ class Objective:
         check_choice("error", self.error, ERRORS)
         check_choice("weight", self.weight, ("simple", "bound"))
         if self.w_simple < 0 or self.w_elbo < 0 or not self.w_simple + self.w_elbo > 0:
-            raise ValueError(
-                f"w_simple, w_elbo: wanted >= 0 and not both 0, got {self.w_simple} and {self.w_elbo}"
-            )
+            raise ValueError(f"w_simple, w_elbo: wanted >= 0 and not both 0, got {self.w_simple} and {self.w_elbo}")
         if self.var == "learned" and (self.w_elbo == 0 or (self.weight == "bound" and self.w_simple > 0)):
             raise ValueError(
                 'var: "learned" wants w_elbo > 0 and weight "simple": only the bound itself trains sigma_t^2'
@@ -244,9 +242,7 @@ class Objective:
                 simple = weighted(simple, bound_weights(schedule, self.predicts, self.var)[t])
             parts.append((self.w_simple, widened(simple, output)))
         if self.w_elbo:
-            elbo = bound_term(
-                schedule, x_0, x_t, t, output, levels=levels, predicts=self.predicts, var=self.var
-            )
+            elbo = bound_term(schedule, x_0, x_t, t, output, levels=levels, predicts=self.predicts, var=self.var)
             parts.append((self.w_elbo, elbo))
         losses = combine(*parts)
         return (losses, None) if log_variance is None else log_variance_weighted(losses, log_variance, t)

@@ -121,9 +121,7 @@ def normal(
     out = np.empty((len(samples), -(-count // 4), 4), np.float32)
     for part, lanes in _chunks(seed, purpose, step, samples, count, layer):
         for pair in (0, 2):
-            r = np.sqrt(
-                np.float32(-2) * _log_u24((lanes[pair] >> np.uint64(8)).astype(np.uint32) + np.uint32(1))
-            )
+            r = np.sqrt(np.float32(-2) * _log_u24((lanes[pair] >> np.uint64(8)).astype(np.uint32) + np.uint32(1)))
             sin, cos = _sin_cos_u24((lanes[pair + 1] >> np.uint64(8)).astype(np.uint32))
             out[part, :, pair] = r * cos
             out[part, :, pair + 1] = r * sin

@@ -123,9 +123,7 @@ def reverse_variance(schedule: Schedule, var: str | Table = "beta") -> Table:
         return table
     table = np.asarray(var, dtype=np.float64)
     if table.shape != (schedule.T + 1,):
-        raise ValueError(
-            f"var: wanted a name or a table of T + 1 = {schedule.T + 1} values, got shape {table.shape}"
-        )
+        raise ValueError(f"var: wanted a name or a table of T + 1 = {schedule.T + 1} values, got shape {table.shape}")
     if not (np.isfinite(table[1:]) & (table[1:] >= 0)).all():
         raise ValueError("var: wanted finite variances >= 0 for t = 1..T")
     return table

@@ -91,9 +91,7 @@ def idx_bytes(shape: tuple[int, ...], body: bytes | None = None, kind: int = 8) 
     return struct.pack(f">HBB{len(shape)}I", 0, kind, len(shape), *shape) + body
 
 
-def png_bytes(
-    width: int, height: int, depth: int = 8, chunks: Chunks = (), rows: bytes | None = None
-) -> bytes:
+def png_bytes(width: int, height: int, depth: int = 8, chunks: Chunks = (), rows: bytes | None = None) -> bytes:
     """A PNG with any header; its rows, if none are given, are one row of zeros."""
     header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
     rows = zlib.compress(bytes(width + 1)) if rows is None else rows
@@ -289,9 +287,7 @@ def test_encrypted_member_is_refused(tmp_path: Path) -> None:
         (b"", "truncated"),
     ],
 )
-def test_bad_idx_labels_are_an_error_that_names_the_label_file(
-    tmp_path: Path, labels: Any, message: str
-) -> None:
+def test_bad_idx_labels_are_an_error_that_names_the_label_file(tmp_path: Path, labels: Any, message: str) -> None:
     (tmp_path / "t-images-idx3-ubyte").write_bytes(idx_bytes((2, 4, 4)))
     (tmp_path / "t-labels-idx1-ubyte").write_bytes(labels)
     with pytest.raises(ValueError, match=message) as caught:

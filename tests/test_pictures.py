@@ -64,9 +64,7 @@ def test_values_are_rounded_not_cut_and_clipped_not_wrapped():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("n", "columns", "pad", "zoom"), [(6, 3, 1, 4), (7, 3, 2, 1), (5, None, 0, 3), (2, 4, 1, 2)]
-)
+@pytest.mark.parametrize(("n", "columns", "pad", "zoom"), [(6, 3, 1, 4), (7, 3, 2, 1), (5, None, 0, 3), (2, 4, 1, 2)])
 def test_each_cell_of_a_grid_is_its_image_zoomed_and_the_rest_is_gap(n, columns, pad, zoom, channels):
     x = images(n, 4, 5, channels)
     grid = image_grid(x, columns, pad, zoom).copy()
@@ -114,9 +112,7 @@ def test_a_saved_grid_is_the_grid_and_no_wider_than_its_images(tmp_path):
     assert (opened(save_grid(tmp_path / "few.png", x[:3])) == image_grid(x[:3], 3)).all()
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 11, 8, 8, 1), (1, 11, 32, 32, 3), (3, 30, 8, 8, 1), (1, 11, 150, 150, 1)]
-)
+@pytest.mark.parametrize("shape", [(2, 11, 8, 8, 1), (1, 11, 32, 32, 3), (3, 30, 8, 8, 1), (1, 11, 150, 150, 1)])
 def test_a_strip_holds_the_images_exactly_and_a_label_over_every_column(tmp_path, shape):
     rows, columns, _, w, channels = shape
     x, labels = images(*shape), np.linspace(1000, 0, shape[1]).astype(int).tolist()

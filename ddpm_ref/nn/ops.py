@@ -108,9 +108,7 @@ def silu(x: Array) -> tuple[Array, Backward]:
     return x * s, lambda dy: dy * (s * (1 + x * (1 - s)))
 
 
-def group_norm(
-    x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
-) -> tuple[Array, Backward]:
+def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> tuple[Array, Backward]:
     """GroupNorm (ε = 1e-6), followed by SiLU if asked: each image's channels are normalised in groups.
 
         forward    x̂ = (x - mean) r,  r = 1/√(var + ε)     h = γ x̂ + β     y = h, or h σ(h)

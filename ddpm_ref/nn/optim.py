@@ -48,9 +48,7 @@ def gradient_norm(grads: Array) -> float:
     return math.sqrt(sum(float(np.dot(g, g)) for g in chunks))
 
 
-def update(
-    params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: AdamSettings
-) -> float:
+def update(params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: AdamSettings) -> float:
     """One step of clipping, Adam (Kingma & Ba 2015) and EMA over the flat vectors, all but grads in place.
 
         g ← g · min(1, clip_norm / ‖g‖)

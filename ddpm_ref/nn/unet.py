@@ -210,11 +210,7 @@ class UNet:
         if params.shapes != self.shapes:
             raise ValueError("params: not the parameters of this network (their names or shapes differ)")
         steps = np.asarray(t)
-        if (
-            steps.dtype.kind not in "iu"
-            or steps.shape not in ((), (len(x_t),))
-            or (steps.size and steps.min() < 1)
-        ):
+        if steps.dtype.kind not in "iu" or steps.shape not in ((), (len(x_t),)) or (steps.size and steps.min() < 1):
             raise ValueError(
                 f"t: wanted one integer >= 1 or ({len(x_t)},) of them, got {steps.dtype} of shape {steps.shape}"
             )
