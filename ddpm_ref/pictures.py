@@ -8,14 +8,16 @@ objects are used, never pyplot: no display, no global state.
 
 import io
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddpm_ref.checks import Array, check_finite, check_float, check_int
+from ddpm_ref.extras import import_extra
+from ddpm_ref.files.atomic import replacing
+from ddpm_ref.files.data import to_bytes
 
 PathLike = str | os.PathLike[str]
 
@@ -23,20 +25,6 @@ GRID_WIDTH = 700  # pixels that a picture of small images is zoomed to, about
 GIF_WIDTH = 420  # less, because every frame costs it again
 GAP, INK = 200, 40  # grey levels of the space between images, neither black nor white, and of text
 FRAME_MS, LAST_FRAME_MS = 80, 2000
-
-
-@contextmanager
-def demo_extra() -> Iterator[None]:
-    """Imports in this block name the extra to install if they fail."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError(f'pictures need {error.name}: pip install "ddpm_ref[demo]"') from error
-
-
-def to_uint8(images: Array) -> Array:
-    """Values in [-1, 1] to the nearest of 0..255: round(127.5 (x + 1)), after clipping."""
-    return np.rint((np.clip(images, -1, 1).astype(np.float64) + 1) * 127.5).astype(np.uint8)
 
 
 def image_grid(images: Array, columns: int | None = None, pad: int = 1, zoom: int | None = None) -> Array:
@@ -56,7 +44,7 @@ def image_grid(images: Array, columns: int | None = None, pad: int = 1, zoom: in
 
     rows = -(-n // columns)
     grid = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, 3), GAP, dtype=np.uint8)
-    for k, image in enumerate(to_uint8(images)):
+    for k, image in enumerate(to_bytes(images)):
         y, x = pad + k // columns * (h + pad), pad + k % columns * (w + pad)
         grid[y : y + h, x : x + w] = image
     return grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
@@ -66,8 +54,7 @@ def save_png(path: PathLike, array: Array) -> Path:
     """A picture, uint8 (H, W, 3), to a PNG file; returns its path."""
     if getattr(array, "dtype", None) != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise ValueError(f"array: wanted uint8 (H, W, 3), not empty, got {_what(array)}")
-    with demo_extra():
-        from PIL import Image
+    Image = import_extra("PIL.Image", "a picture")
     data = io.BytesIO()
     Image.fromarray(array).save(data, format="PNG")
     return _write(path, data)
@@ -113,8 +100,7 @@ def save_gif(path: PathLike, frames: Array, columns: int | None = None) -> Path:
     _, n, _, w, c = frames.shape
     columns = int(np.ceil(n**0.5)) if columns is None else columns
     check_int("columns", columns, 1)
-    with demo_extra():
-        from PIL import Image
+    Image = import_extra("PIL.Image", "a picture")
     zoom = _zoom(columns * (w + 1) + 1, GIF_WIDTH)
     grids = [Image.fromarray(image_grid(frame, columns, zoom=zoom)) for frame in frames]
     first, *others = [grid.convert("L") for grid in grids] if c == 1 else grids
@@ -131,9 +117,8 @@ def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) 
     noise first. Losses are positive, as the axis is logarithmic. The bold lines are running means over K/20.
     """
     _check_losses(steps, loss, quarters)
-    with demo_extra():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    Figure = import_extra("matplotlib.figure", "a picture with text").Figure
+    FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharex=True)
@@ -158,9 +143,8 @@ def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) 
 
 def _with_labels(grid: Array, across: list[tuple[float, str]], down: list[tuple[float, str]]) -> Array:
     """The grid with texts above it at the x and left of it at the y given, pixels of the grid."""
-    with demo_extra():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+    Figure = import_extra("matplotlib.figure", "a picture with text").Figure
+    FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
     h, w, _ = grid.shape
     figure = Figure(dpi=100)
     canvas: Any = FigureCanvasAgg(figure)
@@ -197,14 +181,9 @@ def _zoom(width: int, target: int) -> int:
 
 def _write(path: PathLike, data: io.BytesIO) -> Path:
     """Bytes to a file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data.getvalue())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def _check_images(name: str, images: Array, ndim: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ddpm_ref import pictures
-from ddpm_ref.pictures import image_grid, save_gif, save_grid, save_loss_curve, save_png, save_strip, to_uint8
+from ddpm_ref.files.data import to_bytes
+from ddpm_ref.pictures import image_grid, save_gif, save_grid, save_loss_curve, save_png, save_strip
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -24,7 +25,7 @@ def images(*shape: int) -> np.ndarray:
 
 def zoomed(image: np.ndarray, zoom: int) -> np.ndarray:
     """Each pixel as a square, by the outer product with a block of ones; always three channels."""
-    square = np.kron(to_uint8(image), np.ones((zoom, zoom, 1), np.uint8))
+    square = np.kron(to_bytes(image), np.ones((zoom, zoom, 1), np.uint8))
     return np.broadcast_to(square, (*square.shape[:2], 3))
 
 
@@ -54,13 +55,13 @@ def training_run(k: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_levels_of_eight_bit_data_come_back_exactly():
     levels = np.arange(256)
-    assert (to_uint8(levels / 127.5 - 1) == levels).all()
-    assert (to_uint8((levels / 127.5 - 1).astype(np.float32)) == levels).all()
+    assert (to_bytes(levels / 127.5 - 1) == levels).all()
+    assert (to_bytes((levels / 127.5 - 1).astype(np.float32)) == levels).all()
 
 
 def test_values_are_rounded_not_cut_and_clipped_not_wrapped():
-    assert to_uint8(np.array([-1, 1]) * 127.4 / 127.5).tolist() == [0, 255]
-    assert to_uint8(np.array([-7.0, -1.001, 1.001, 300.0])).tolist() == [0, 0, 255, 255]
+    assert to_bytes(np.array([-1, 1]) * 127.4 / 127.5).tolist() == [0, 255]
+    assert to_bytes(np.array([-7.0, -1.001, 1.001, 300.0])).tolist() == [0, 0, 255, 255]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -311,7 +312,7 @@ def test_curves_want_increasing_steps_and_positive_finite_losses(tmp_path, name,
         save_loss_curve(tmp_path / "a.png", **run)
 
 
-@pytest.mark.parametrize("missing", ["PIL", "matplotlib.figure"])
+@pytest.mark.parametrize("missing", ["PIL.Image", "matplotlib.figure"])
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=r'pip install "ddpm_ref\[demo\]"'):

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_ref.checks import Array, check_finite, check_float
+from ddpm_ref.extras import import_extra
 
 MIN_CLASS_SHARE = 0.04  # each class's share of the samples; a fair share of ten classes is 0.1
 MIN_TOP_PROBABILITY = 0.88  # the mean top-class probability, as a multiple of the held-out images'
@@ -188,13 +189,10 @@ def train_classifier(images: Array, labels: Array, seed: int = 0) -> Classifier:
     if len(counts) < 2 or counts.min() < FOLDS:
         raise ValueError(f"labels: wanted 2 classes or more of {FOLDS} or more, got {counts.tolist()}")
 
-    try:
-        from sklearn.calibration import CalibratedClassifierCV
-        from sklearn.model_selection import StratifiedKFold
-        from sklearn.multiclass import OneVsRestClassifier
-        from sklearn.svm import SVC
-    except ImportError as error:
-        raise ImportError('the classifier needs scikit-learn: pip install "ddpm_ref[demo]"') from error
+    CalibratedClassifierCV = import_extra("sklearn.calibration", "the classifier").CalibratedClassifierCV
+    StratifiedKFold = import_extra("sklearn.model_selection", "the classifier").StratifiedKFold
+    OneVsRestClassifier = import_extra("sklearn.multiclass", "the classifier").OneVsRestClassifier
+    SVC = import_extra("sklearn.svm", "the classifier").SVC
 
     machine = SVC(kernel="rbf", gamma=GAMMA_TIMES_PIXELS / x.shape[1], C=10.0)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ddpm_ref.checks import Array, check_finite, check_float, check_int
+from ddpm_ref.extras import import_extra
 from ddpm_ref.files import formats
 
 Index = Any  # whatever indexes one axis of an array: an integer, a slice, integers, a mask
@@ -188,7 +189,7 @@ def load_data(
 
 
 def _digits() -> tuple[Array, Array]:
-    digits = formats.import_extra("sklearn.datasets", "the digits data").load_digits()
+    digits = import_extra("sklearn.datasets", "the digits data").load_digits()
     return digits.images.astype(np.uint8), digits.target.astype(np.int64)
 
 

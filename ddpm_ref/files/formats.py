@@ -14,7 +14,6 @@ Functions that take a stream leave the path to their caller.
 
 import errno
 import gzip
-import importlib
 import io
 import math
 import os
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ddpm_ref.checks import Array
+from ddpm_ref.extras import import_extra
 
 CHUNK = 2**20
 NPY_MAGIC, ZIP_MAGIC, GZIP_MAGIC, IDX_MAGIC = b"\x93NUMPY", b"PK", b"\x1f\x8b", b"\0\0"
@@ -50,15 +50,6 @@ class Readable(Protocol):
 
 
 # --- what every reader shares ---------------------------------------------------------------------
-
-
-def import_extra(module: str, purpose: str) -> Any:
-    """Import an optional module, or say which extra brings it (ImportError)."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        needed = module.partition(".")[0]
-        raise ImportError(f'{purpose} needs {needed}: pip install "ddpm_ref[demo]"') from error
 
 
 @contextmanager

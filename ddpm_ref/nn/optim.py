@@ -55,10 +55,13 @@ def update(params: Array, grads: Array, m: Array, v: Array, ema: Array, step: in
         m ← β₁ m + (1-β₁) g     v ← β₂ v + (1-β₂) g²     θ ← θ - lr · m/(1-β₁^k) / (√(v/(1-β₂^k)) + ε)
         ema ← d · ema + (1-d) θ, but ema ← θ at the first step, as in the released code
 
-    params, grads, m, v, ema: (P,) of one dtype.  step: k = 1, 2, ….  Returns ‖g‖ before clipping.
+    params, grads, m, v, ema: (P,) of one dtype.  step: k = 1, 2, ….
+    Returns ‖g‖ before clipping; if that is NaN or infinite, nothing is changed.
     """
     s = settings
     norm = gradient_norm(grads)
+    if not math.isfinite(norm):
+        return norm
     clip = 1.0 if s.clip_norm is None or norm <= s.clip_norm else s.clip_norm / norm
     rate = s.learning_rate(step) / (1 - s.beta_1**step)
     root = 1 / math.sqrt(1 - s.beta_2**step)
