@@ -1,0 +1,181 @@
+"""The command line: `ddpm-ref COMMAND`, the same as `python -m ddpm_ref COMMAND`."""
+
+import argparse
+import sys
+import warnings
+
+from ddpm_ref import __version__
+from ddpm_ref.backend import available_backends
+from ddpm_ref.nn.unet import PRESETS
+from ddpm_ref.objective import ERRORS
+from ddpm_ref.reverse import PARAMETRISATIONS
+from ddpm_ref.schedule import SCHEDULES
+from ddpm_ref.train import Diverged
+
+DESCRIPTION = """Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel 2020) in NumPy.
+
+Begin with `ddpm-ref demo`: it learns to draw digits in a few minutes and shows how."""
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Texts as written; defaults shown where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("ddpm-ref", description=DESCRIPTION, formatter_class=_Formatter)
+    parser.add_argument("--version", action="version", version=f"ddpm_ref {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.\n{more}", formatter_class=_Formatter
+        )
+
+    demo = command(
+        "demo", "train on 1,500 digits, draw 100 new ones, write pictures", "\nNeeds nothing but this package; minutes."
+    )
+    _shared(demo, batch=100)
+    _drawing(demo)
+    demo.add_argument("--steps", type=int, help="training steps (the preset's unless given)")
+    demo.add_argument("--resume", metavar="FOLDER", help="go on with a demo that was stopped")
+    demo.set_defaults(**{k: None for k in _NETWORK_OPTIONS}, preset="digits", data="digits", schedule="linear", T=1000,
+                      dtype="float32", save_every=500, log_every=20)  # fmt: skip
+
+    train = command(
+        "train",
+        "train a network on your own images",
+        '\nSIGINT (Ctrl-C) and SIGTERM finish the step, save and exit; --resume goes on bit for bit.\n\n'
+        "examples:\n  ddpm-ref train --preset mnist --data train-images-idx3-ubyte.gz\n"
+        "  ddpm-ref train --preset cifar10 --data cifar-10-batches-bin --micro-batch 8\n"
+        "  ddpm-ref train --preset cifar10 --data my-photos --image-size 32 --steps 100000",
+    )
+    _shared(train, batch=None)
+    _training(train)
+
+    sample = command("sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png and how they came about.")
+    _shared(sample, batch=100)
+    _drawing(sample, checkpoint=True)
+
+    evaluate = command(
+        "evaluate",
+        "draw as many images as were held out and judge them beside these",
+        "\nPrints class shares by a classifier, its mean top-class probability, the Fréchet distance on raw pixels to\n"
+        "the training images, and the median distance to the nearest of them. Exits with 1 if a bound is broken.",
+    )
+    _shared(evaluate, batch=100)
+    _drawing(evaluate, checkpoint=True, count=False)
+
+    info = command("info", "say what a checkpoint holds")
+    info.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
+    return parser
+
+
+def _shared(parser: argparse.ArgumentParser, batch: int | None) -> None:
+    """What every command that computes takes."""
+    what = "images a training step (the preset's unless given)" if batch is None else "images drawn at a time"
+    parser.add_argument("--batch", type=int, default=batch, metavar="N", help=what)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument(
+        "--backend",
+        default="numpy",
+        help=f"what runs the hot loops: {', '.join(available_backends())}, or package.module:Class",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (a new folder unless given)")
+
+
+def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count: bool = True) -> None:
+    """How to sample: Algorithm 2 and the released code's variations."""
+    if checkpoint:
+        parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
+        parser.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (as trained unless given)")
+    else:
+        parser.set_defaults(var=None)
+    if count:
+        parser.add_argument("--count", type=int, default=100, metavar="N", help="how many images to draw")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last parameters")
+    parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")
+    clip = argparse.BooleanOptionalAction
+    parser.add_argument("--clip", action=clip, default=True, help="clip x̂_0 to [-1, 1] at each step, as the released code")
+
+
+_NETWORK_OPTIONS = (
+    "base", "mult", "blocks", "attention_levels", "groups", "dropout", "predicts", "error", "weight", "w_simple",
+    "w_elbo", "learned_weights", "lr", "warmup", "ema", "clip_norm", "micro_batch", "flips", "image_size", "levels",
+    "pad", "held_out",
+)  # fmt: skip
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    """Everything about a training run; what is not given comes from the preset."""
+    p = parser
+    p.add_argument("--preset", choices=PRESETS, default="digits", help="network and settings to begin from")
+    p.add_argument("--steps", type=int, help="train to this step (the preset's unless given)")
+    p.add_argument("--resume", metavar="FOLDER", help="go on with a run; only --steps, --backend and how often to write then count")
+    p.add_argument("--save-every", type=int, default=1000, metavar="K", help="steps between checkpoints; the last two are kept")
+    p.add_argument("--log-every", type=int, default=20, metavar="K", help="steps between rows of log.csv")
+    p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the parameters")
+
+    data = p.add_argument_group("data")
+    data.add_argument("--data", default="digits", metavar="SOURCE",
+                      help='"digits", an IDX file, CIFAR-10 binaries, a folder of PNG or JPEG, a .npy or .npz')  # fmt: skip
+    data.add_argument("--image-size", type=int, metavar="S", help="crop and resize pictures of a folder to S x S")
+    data.add_argument("--pad", type=int, metavar="S", help="pad images to S x S (mnist: 32)")
+    data.add_argument("--levels", type=int, metavar="K", help="grey levels of the data (256; digits: 17)")
+    data.add_argument("--held-out", type=int, metavar="N", help="images kept from training (a tenth; digits: 297)")
+    data.add_argument("--flips", action=argparse.BooleanOptionalAction, help="mirror images with probability 1/2")
+
+    net = p.add_argument_group("network (the preset's unless given)")
+    net.add_argument("--base", type=int, help="width of the first level")
+    net.add_argument("--mult", type=int, nargs="+", metavar="M", help="width of each level over --base")
+    net.add_argument("--blocks", type=int, help="residual blocks a level")
+    net.add_argument("--attention-levels", type=int, nargs="*", metavar="I", help="levels with attention, from 0")
+    net.add_argument("--groups", type=int, help="of GroupNorm")
+    net.add_argument("--dropout", type=float, help="rate while training")
+
+    process = p.add_argument_group("diffusion and objective (the paper's L_simple unless given)")
+    process.add_argument("--schedule", choices=SCHEDULES, default="linear", help="of β_t")
+    process.add_argument("--T", type=int, default=1000, help="steps of the diffusion")
+    process.add_argument("--predicts", choices=PARAMETRISATIONS, help="what the network predicts")
+    process.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (beta); learned needs --w-elbo")
+    process.add_argument("--error", choices=ERRORS, help="of L_simple")
+    process.add_argument("--weight", choices=("simple", "bound"), help="of each t in L_simple: 1, or Eq. 12")
+    process.add_argument("--w-simple", type=float, metavar="W", help="weight of L_simple (1)")
+    process.add_argument("--w-elbo", type=float, metavar="W", help="weight of the variational bound (0)")
+    process.add_argument("--learned-weights", action="store_true", default=None, help="learn a log-variance for each t's loss")
+
+    opt = p.add_argument_group("optimiser (the preset's unless given)")
+    opt.add_argument("--lr", type=float, help="Adam's learning rate")
+    opt.add_argument("--warmup", type=int, metavar="K", help="steps over which it rises from 0")
+    opt.add_argument("--ema", type=float, help="decay of the averaged parameters")
+    opt.add_argument("--clip-norm", type=float, metavar="G", help="clip the gradient's norm here; 0: never (1)")
+    opt.add_argument("--micro-batch", type=int, metavar="N", help="images at a time within a step: less memory, same gradient")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors of the user's making are one line on standard error and exit status 2."""
+    args = _parser().parse_args(argv)
+    from ddpm_ref import commands  # after --help, which need not wait for it
+
+    warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)
+    try:
+        commands.check_counts(args)
+        return int(getattr(commands, args.command)(args))
+    except Diverged as error:
+        print(f"ddpm-ref: training stopped: {error}. The last checkpoint is kept; try a lower --lr.", file=sys.stderr)
+        return 1
+    except (ValueError, ImportError, OSError) as error:
+        print(f"ddpm-ref: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"ddpm-ref: out of memory ({error}); a smaller --batch or --micro-batch needs less", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ddpm-ref: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""A training run in a folder: what made it, its log, its checkpoints, and how it stops.
+
+    run.json      command, versions, seed, configuration        log.csv      one row every `log_every` steps
+    checkpoint-NNNNNNNN.safetensors                             the last two
+"""
+
+import csv
+import json
+import math
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ddpm_ref
+from ddpm_ref.checks import Array, check_int
+from ddpm_ref.files.atomic import write_text
+from ddpm_ref.files.checkpoint import Checkpoint, DataSource, checkpoint_path, keep_last, save_checkpoint
+from ddpm_ref.train import StepReport, Trainer
+
+COLUMNS = ("step", "loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "gradient_norm", "learning_rate", "seconds")
+
+
+def describe(command: list[str], **facts: object) -> dict[str, object]:
+    """How a run was made: the command, versions of what ran it, the time, and any facts of the caller's."""
+    return {
+        "command": " ".join(command),
+        "ddpm_ref": ddpm_ref.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **facts,
+    }
+
+
+def open_folder(folder: Path, *, fresh: bool) -> Path:
+    """Make the folder of a run and prove that it can be written to; ValueError if not, or if a fresh run would mix with another."""
+    if fresh and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"out: {folder} is not empty; go on with it by --resume {folder}, or choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
+        write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"out: cannot write to {folder}: {error}") from error
+    return folder
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """A JSON file, replaced as a whole."""
+    write_text(path, json.dumps(facts, indent=2, default=str) + "\n")
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Log:
+    """log.csv: the mean loss since the last row, over all images and by quarter of t.
+
+    Opened on an existing file it keeps the rows up to `step` and drops those of steps that will be run again.
+    """
+
+    path: Path
+    step: int = 0
+    _loss: list[float] = field(default_factory=list)
+    _quarters: Array = field(default_factory=lambda: np.zeros((2, 4)))
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        rows = read_log(self.path) if self.path.exists() else []
+        kept = [row for row in rows if row["step"] <= self.step]
+        self._before = kept[-1]["seconds"] if kept else 0.0
+        lines = [",".join(COLUMNS), *(",".join(_format(row[c]) for c in COLUMNS) for row in kept)]
+        write_text(self.path, "\n".join(lines) + "\n")
+
+    def add(self, report: StepReport) -> None:
+        """Count one step in."""
+        self._loss.append(report.loss)
+        self._quarters += report.quarters
+
+    def write(self, report: StepReport, learning_rate: float) -> None:
+        """Append a row for the steps counted since the last one."""
+        if not self._loss:
+            return
+        with np.errstate(invalid="ignore"):
+            quarters = self._quarters[0] / self._quarters[1]
+        seconds = self._before + time.monotonic() - self._started
+        row = [report.step, np.mean(self._loss), *quarters, report.gradient_norm, learning_rate, seconds]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(",".join(map(_format, row)) + "\n")
+        self._loss, self._quarters = [], np.zeros((2, 4))
+
+
+def _format(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a log.csv; a last line cut short by a kill is left out."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    good = []
+    for row in rows:
+        try:
+            good.append({c: float(row[c]) for c in COLUMNS})
+        except (TypeError, ValueError, KeyError):
+            break
+    return good
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], str | None]]:
+    """Within, SIGINT and SIGTERM only make the yielded function answer their name; a second one acts as usual."""
+    caught: list[str] = []
+    before = {}
+
+    def note(number: int, _frame: object) -> None:
+        caught.append(signal.Signals(number).name)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How long a run goes and how often it writes."""
+
+    steps: int
+    save_every: int = 1000
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every", "log_every"):
+            check_int(name, getattr(self, name), 1)
+
+
+def run_training(
+    trainer: Trainer,
+    data: DataSource,
+    folder: Path,
+    settings: RunSettings,
+    *,
+    made_by: str = "",
+    progress: Callable[[StepReport], None] = lambda report: None,
+) -> str | None:
+    """Train to step `settings.steps`, logging and saving; returns the name of the signal that stopped it, or None.
+
+    A signal lets the step finish, saves and returns. A loss or gradient that is not finite raises `Diverged` and
+    leaves the checkpoints as they are.
+    """
+    log = Log(folder / "log.csv", trainer.state.step)
+    adam = trainer.settings.adam
+    report = None
+    with stop_signals() as stopped:
+        while trainer.state.step < settings.steps and not stopped():
+            report = trainer.step()
+            log.add(report)
+            progress(report)
+            if report.step % settings.log_every == 0:
+                log.write(report, adam.learning_rate(report.step))
+            if report.step % settings.save_every == 0 and report.step < settings.steps:
+                save(trainer, data, folder, made_by)
+        if report is not None:
+            log.write(report, adam.learning_rate(report.step))
+            save(trainer, data, folder, made_by)
+        return stopped()
+
+
+def save(trainer: Trainer, data: DataSource, folder: Path, made_by: str = "") -> Path:
+    """Write the checkpoint of the trainer's step into the folder and keep the last two."""
+    checkpoint = Checkpoint(
+        trainer.net.config, trainer.schedule, trainer.settings, data, trainer.state, made_by or " ".join(sys.argv)
+    )
+    path = save_checkpoint(checkpoint_path(folder, trainer.state.step), checkpoint)
+    keep_last(folder)
+    return path
+
+
+def loss_curve(folder: Path) -> tuple[Array, Array, Array]:
+    """Steps (K,), loss (K,) and loss by quarter of t (K, 4) from a run's log; rows without a draw in some quarter are left out."""
+    rows = [row for row in read_log(folder / "log.csv") if all(math.isfinite(row[c]) for c in COLUMNS)]
+    table = np.array([[row[c] for c in COLUMNS] for row in rows]).reshape(-1, len(COLUMNS))
+    return table[:, 0], table[:, 1], table[:, 2:6]
+
+
+def run_facts(trainer: Trainer, data: DataSource, settings: RunSettings) -> dict[str, object]:
+    """What run.json says of a training run beside `describe`."""
+    return {
+        "steps": settings.steps,
+        "save_every": settings.save_every,
+        "log_every": settings.log_every,
+        "seed": trainer.settings.seed,
+        "backend": trainer.backend.name,
+        "network": asdict(trainer.net.config),
+        "parameters": trainer.net.size,
+        "schedule": {"name": trainer.schedule.name, "T": trainer.schedule.T},
+        "training": asdict(trainer.settings),
+        "data": asdict(data),
+    }

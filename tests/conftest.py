@@ -1,0 +1,59 @@
+"""Hypothesis profiles, and the one measure of a gradient that the tests of operations and network share.
+
+Runs are repeatable by default; HYPOTHESIS_PROFILE=random draws new examples every time.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from ddpm_ref.checks import Array
+
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, max_examples=30)
+settings.register_profile("random", deadline=None, print_blob=True, max_examples=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+GradientErrors = Callable[..., list[float]]
+
+
+@pytest.fixture(scope="session")
+def gradient_errors() -> GradientErrors:
+    """Measures a backward pass against differences of its forward pass; see `_gradient_errors`."""
+    return _gradient_errors
+
+
+def _gradient_errors(
+    op: Callable[..., tuple[Array, Callable[..., object]]],
+    args: Sequence[Array],
+    rng: np.random.Generator,
+    directions: Sequence[tuple[int, Array]] | None = None,
+) -> list[float]:
+    """For each direction v of argument k, the error of ⟨gradient_k, v⟩ against the central difference of fourth order.
+
+        difference = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h,  f(h) = ⟨op(… args[k] + h v …), dy⟩, dy random
+        error      = |⟨gradient_k, v⟩ - difference| / (‖dy‖ (‖J v‖ + ‖y‖ / 100))
+
+    args: float64.  directions: (k, v) pairs; by default one random v for each argument.  Correct gradients have
+    errors near 1e-11; one wrong factor in a few of the terms already makes it 1e-3.
+    """
+    y, backward = op(*args)
+    dy = rng.standard_normal(y.shape)
+    found = backward(dy)
+    gradients = found if isinstance(found, tuple) else (found,)
+    assert [np.shape(g) for g in gradients] == [a.shape for a in args], "one gradient for each argument, of its shape"
+    if directions is None:
+        directions = [(k, rng.standard_normal(a.shape)) for k, a in enumerate(args)]
+
+    def at(k: int, step: Array) -> Array:
+        return op(*args[:k], args[k] + step, *args[k + 1 :])[0]
+
+    errors, h = [], 1e-4
+    for k, v in directions:
+        slope = (8 * (at(k, h * v) - at(k, -h * v)) - (at(k, 2 * h * v) - at(k, -2 * h * v))) / (12 * h)
+        error = abs(np.sum(gradients[k] * v) - np.sum(slope * dy))
+        scale = np.linalg.norm(dy) * (np.linalg.norm(slope) + np.linalg.norm(y) / 100)
+        errors.append(float(error / scale) if error else 0.0)
+    return errors

@@ -1,0 +1,264 @@
+"""The backend contract: how an operation must behave, that NumPy's bodies are the functions they name, and the choice."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddpm_ref import random
+from ddpm_ref.backend import Backend, available_backends, get_backend
+from ddpm_ref.checks import Array
+from ddpm_ref.nn import ops, optim
+from ddpm_ref.nn.unet import UNet, UNetConfig
+from ddpm_ref.random import Purpose
+
+UNIFORM = np.random.default_rng(1).random((2, 5, 4, 6), dtype=np.float32)
+
+# What to call, the shapes of its arrays.
+OPERATIONS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
+    "conv3x3": (lambda on, *a: on.conv3x3(*a), [(2, 5, 4, 3), (3, 3, 3, 6), (6,)]),
+    "conv3x3, a bias per image": (lambda on, *a: on.conv3x3(*a), [(2, 5, 4, 3), (3, 3, 3, 6), (2, 6)]),
+    "conv3x3, stride 2": (lambda on, *a: on.conv3x3(*a, stride=2), [(2, 5, 4, 3), (3, 3, 3, 6), (6,)]),
+    "dense": (lambda on, *a: on.dense(*a), [(2, 5, 4, 3), (3, 6), (6,)]),
+    "group_norm": (lambda on, *a: on.group_norm(*a, 2), [(2, 5, 4, 6), (6,), (6,)]),
+    "group_norm, silu": (lambda on, *a: on.group_norm(*a, 2, silu=True), [(2, 5, 4, 6), (6,), (6,)]),
+    "attention": (lambda on, *a: on.attention(*a), [(2, 7, 6), (2, 7, 6), (2, 7, 6)]),
+    "upsample": (lambda on, *a: on.upsample(*a), [(2, 5, 4, 6)]),
+    "dropout": (lambda on, *a: on.dropout(*a, UNIFORM, 0.3), [(2, 5, 4, 6)]),
+    "silu": (lambda on, *a: ops.silu(*a), [(2, 5, 4, 6)]),
+}
+every_operation = pytest.mark.parametrize("operation", OPERATIONS)
+
+
+def prepare(operation: str, dtype: type = np.float64) -> tuple[Callable[..., Any], list[Array], Array]:
+    """The operation on the NumPy backend, its arguments and an output gradient, all of dtype and read-only."""
+    call, shapes = OPERATIONS[operation]
+    rng = np.random.default_rng(0)
+    args = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    dy = rng.standard_normal(call(Backend(), *args)[0].shape).astype(dtype)
+    for a in (*args, dy):
+        a.flags.writeable = False
+    return lambda *a: call(Backend(), *a), args, dy
+
+
+def outcome(call: Callable[..., Any], args: list[Array], dy: Array) -> list[Array]:
+    """The output and every gradient."""
+    y, backward = call(*args)
+    gradients = backward(dy)
+    return [y, *gradients] if isinstance(gradients, tuple) else [y, gradients]
+
+
+def strided(a: Array) -> Array:
+    """The same values as a view that is contiguous nowhere: every second element of a transposed array."""
+    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1])[::-1], a.dtype).T
+    view = wide[..., ::2]
+    view[...] = a
+    assert not view.flags.c_contiguous or a.size < 2
+    return view
+
+
+# ---- what every operation keeps to
+
+
+@every_operation
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_results_have_the_dtype_and_the_gradients_the_shapes_of_the_inputs(operation: str, dtype: type) -> None:
+    call, args, dy = prepare(operation, dtype)
+    y, *gradients = outcome(call, args, dy)
+    assert all(a.dtype == dtype for a in (y, *gradients))
+    assert [g.shape for g in gradients] == [a.shape for a in args]
+
+
+@every_operation
+def test_float32_agrees_with_float64(operation: str) -> None:
+    call, args, dy = prepare(operation, np.float32)
+    exact = outcome(call, [a.astype(np.float64) for a in args], dy.astype(np.float64))
+    for found, expected in zip(outcome(call, args, dy), exact, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-6 * (1 + np.abs(expected).max()))
+
+
+@every_operation
+def test_inputs_are_left_as_they_were_and_results_share_no_memory_with_them(operation: str) -> None:
+    call, args, dy = prepare(operation)
+    copies = [a.copy() for a in (*args, dy)]
+    results = outcome(call, args, dy)  # the inputs are read-only: writing into one raises
+    for given, copy in zip((*args, dy), copies, strict=True):
+        np.testing.assert_array_equal(given, copy)
+        assert not any(np.shares_memory(given, result) for result in results), "a caller may write into results"
+    writable = [a.copy() for a in args]
+    y, backward = call(*writable)
+    before = y.copy()
+    backward(dy.copy())
+    np.testing.assert_array_equal(y, before)
+    assert all(np.array_equal(a, copy) for a, copy in zip(writable, copies, strict=False))
+
+
+@every_operation
+def test_strided_and_transposed_views_give_what_contiguous_arrays_give(operation: str) -> None:
+    call, args, dy = prepare(operation)
+    for found, expected in zip(outcome(call, [strided(a) for a in args], strided(dy)), outcome(call, args, dy), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * (1 + np.abs(expected).max()))
+
+
+@every_operation
+def test_the_same_call_gives_the_same_bits(operation: str) -> None:
+    for first, second in zip(outcome(*prepare(operation)), outcome(*prepare(operation)), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+# ---- the NumPy backend is the functions it names
+
+WRAPPED: dict[str, Callable[..., Any]] = {
+    **{name: getattr(ops, name) for name in ("conv3x3", "dense", "group_norm", "attention", "upsample", "dropout")},
+    "update": optim.update,
+    "normal": random.normal,
+    "uniform": random.uniform,
+}
+METHODS = [name for name in vars(Backend) if not name.startswith("_") and callable(getattr(Backend, name))]
+
+
+def test_every_public_method_is_documented_and_known_to_these_tests() -> None:
+    assert [name for name in METHODS if not inspect.getdoc(getattr(Backend, name))] == []
+    assert sorted(METHODS) == sorted([*WRAPPED, "to_device", "to_host"])
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_method_takes_the_arguments_of_its_function(name: str) -> None:
+    def plain(function: Callable[..., Any]) -> list[tuple[str, Any, Any]]:
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, p.kind, p.default) for p in parameters if p.name != "self"]
+
+    assert plain(getattr(Backend, name)) == plain(WRAPPED[name])
+
+
+@every_operation
+def test_an_operation_equals_its_function(operation: str) -> None:
+    call, args, dy = prepare(operation)
+    direct = outcome(lambda *a: OPERATIONS[operation][0](ops, *a), args, dy)
+    for found, expected in zip(outcome(call, args, dy), direct, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_update_normal_and_uniform_equal_their_functions() -> None:
+    ours, theirs = np.random.default_rng(2).random((2, 5, 9))
+    theirs[:] = ours
+    settings = optim.AdamSettings(warmup=3)
+    assert Backend().update(*ours, 2, settings) == optim.update(*theirs, 2, settings)
+    np.testing.assert_array_equal(ours, theirs)
+    for name in ("normal", "uniform"):
+        draw = (7, Purpose.EPS, 3, [0, 5], (4, 3))
+        found = getattr(Backend(), name)(*draw, layer=2)
+        np.testing.assert_array_equal(found, getattr(random, name)(*draw, layer=2))
+
+
+def test_arrays_move_to_the_device_and_back_unchanged() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    there = Backend().to_device(x)
+    back = Backend().to_host(there)
+    assert type(back) is np.ndarray and back.dtype == x.dtype
+    np.testing.assert_array_equal(back, x)
+
+
+# ---- a backend in use
+
+
+class Counting(Backend):
+    """Counts what the network asks for, and doubles what attention returns."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in METHODS:
+            self.calls.append(name)
+        return super().__getattribute__(name)
+
+    def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Callable[..., Any]]:
+        y, backward = super().attention(q, k, v)
+        return 2 * y, lambda dy: backward(2 * dy)
+
+
+def test_the_network_runs_the_operations_of_the_backend_it_is_given(gradient_errors: Any) -> None:
+    net = UNet(UNetConfig(1, 4, (1, 2), 1, (1,), groups=2, dropout=0.5))
+    rng = np.random.default_rng(3)
+    params = net.init(0, np.float64)
+    params.vector[:] = 0.4 * rng.standard_normal(net.size)
+    x, backend = rng.standard_normal((2, 4, 4, 1)), Counting()
+
+    def masks(layer: int, shape: tuple[int, ...]) -> Array:
+        return np.random.default_rng(layer).random(shape)
+
+    output, _ = net(params, x, 3, backend, dropout=masks)
+    blocks, attentions = 2 + 2 + 4, 1 + 1 + 2
+    counted = {name: backend.calls.count(name) for name in sorted(set(backend.calls))}
+    widened = sum(name.endswith("nin_shortcut/W") for name in net.shapes)
+    assert counted == {
+        "attention": attentions,
+        "conv3x3": 1 + 2 * blocks + 1 + 1 + 1,  # conv_in, the blocks, down, up, conv_out
+        "dense": 2 + blocks + widened + 4 * attentions,
+        "dropout": blocks,
+        "group_norm": 2 * blocks + attentions + 1,
+        "to_device": 1,
+        "upsample": 1,
+    }
+    plain, _ = net(params, x, 3, Backend(), dropout=masks)
+    assert np.abs(output - plain).max() > 1e-3, "the overridden attention was not used"
+    errors = gradient_errors(lambda x: ((r := net(params, x, 3, Counting()))[0], lambda d: r[1](d)[0]), [x], rng)
+    assert errors[0] < 1e-8, "the overridden attention's adjoint was not used"
+
+
+# ---- the choice of a backend
+
+
+def test_numpy_is_the_default_and_everything_listed_can_be_had() -> None:
+    assert type(get_backend()) is type(get_backend("numpy")) is Backend
+    for name, description in available_backends().items():
+        assert get_backend(name).name == name and description
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "Numpy", "numpy:"])
+def test_an_unknown_name_is_an_error_that_lists_what_there_is(name: str) -> None:
+    with pytest.raises(ValueError, match=r"backend: wanted .*numpy.*'package\.module:Class'") as caught:
+        get_backend(name)
+    assert repr(name) in str(caught.value)
+
+
+MODULE = '''
+from ddpm_ref.backend import Backend
+
+class Mine(Backend):
+    name = "mine"
+
+class Stranger:
+    pass
+
+instance = Mine()
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "a_backend_of_ones_own.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "a_backend_of_ones_own"
+
+
+def test_a_backend_is_loaded_from_module_and_class(module: str) -> None:
+    mine = get_backend(f"{module}:Mine")
+    assert isinstance(mine, Backend) and mine.name == "mine" and type(mine).__module__ == module
+
+
+@pytest.mark.parametrize("what", ["Stranger", "instance"])
+def test_what_is_not_a_subclass_of_backend_is_refused(module: str, what: str) -> None:
+    with pytest.raises(ValueError, match=rf"backend: '{module}:{what}' is not a subclass of ddpm_ref\.Backend"):
+        get_backend(f"{module}:{what}")
+
+
+def test_what_cannot_be_imported_is_refused_with_the_reason(module: str) -> None:
+    for name, reason in (("no_such_module:X", "no_such_module"), (f"{module}:Absent", "Absent"), (":X", "Empty module")):
+        with pytest.raises(ValueError, match=f"backend: cannot load .*{reason}"):
+            get_backend(name)

@@ -1,0 +1,224 @@
+"""The discretised decoder of Eq. 13, its gradient, and log Φ in both tails."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import special, stats
+from strategies import derivative
+
+from ddpm_ref import Schedule, discretized_gaussian_log_likelihood, reverse_variance
+from ddpm_ref.gaussian import erfcx, log_normal_cdf
+
+U = np.finfo(np.float64).eps
+LEVELS = (2, 3, 17, 256, 65536)
+levels_of_images = st.sampled_from(LEVELS)
+means = st.floats(-3, 3)
+variances = st.floats(-12, 1).map(np.exp)
+
+
+def grid(levels):
+    return np.linspace(-1, 1, levels)
+
+
+def log_p(x_0, mean, var, levels):
+    return discretized_gaussian_log_likelihood(np.asarray(x_0), np.asarray(mean), np.asarray(var), levels)[0]
+
+
+def edges(x, levels):
+    """Both edges of x's bin, ±∞ outside the grid."""
+    half = 1 / (levels - 1)
+    return np.where(x <= -1, -np.inf, x - half), np.where(x >= 1, np.inf, x + half)
+
+
+def by_scipy(x, mean, var, levels):
+    """log(Φ(b) - Φ(a)) through log_ndtr, and the relative error its cancellation leaves."""
+    a, b = ((edge - mean) / np.sqrt(var) for edge in edges(x, levels))
+    a, b = np.where(a + b > 0, -b, a), np.where(a + b > 0, -a, b)
+    lower, upper = special.log_ndtr(a), special.log_ndtr(b)
+    kept = -np.expm1(lower - upper)
+    return upper + np.log(kept), 4 * U * (4 - upper) / kept
+
+
+def by_quadrature(x, mean, var, levels, nodes=40):
+    """log p, d log p / d mean and d log p / d var of inner bins by Gauss-Legendre: all terms positive, none cancel."""
+    u, weight = np.polynomial.legendre.leggauss(nodes)
+    d = (x[:, None] + u / (levels - 1) - mean) / np.sqrt(var)
+    log_density = -d * d / 2 - np.log(2 * np.pi * var) / 2
+    top = log_density.max(axis=1, keepdims=True)
+    mass = weight / (levels - 1) * np.exp(log_density - top)
+    p = mass.sum(axis=1)
+    return (
+        np.log(p) + top[:, 0],
+        (mass * d).sum(axis=1) / p / np.sqrt(var),
+        (mass * (d * d - 1)).sum(axis=1) / p / (2 * var),
+    )
+
+
+# --- Eq. 13 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@given(mean=means, var=variances)
+def test_the_probabilities_of_all_grey_levels_sum_to_1(levels, mean, var):
+    logs = log_p(grid(levels), mean, var, levels)
+    np.testing.assert_allclose(special.logsumexp(logs), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@given(mean=means, var=variances)
+def test_each_probability_is_the_difference_of_two_normal_cdfs(levels, mean, var):
+    x = grid(levels)[:: max(1, levels // 300)]
+    expected, error = by_scipy(x, mean, var, levels)
+    known = error < 1e-3
+    assert known.any()
+    assert (np.abs(log_p(x, mean, var, levels) - expected) <= 1e-15 + error)[known].all()
+
+
+@pytest.mark.parametrize("levels", [17, 256, 65536])
+@given(mean=means, deviation=st.floats(-1, 3).map(np.exp))
+def test_inner_bins_are_the_integral_of_the_density(levels, mean, deviation):
+    half = 1 / (levels - 1)
+    var = (deviation * half) ** 2
+    x = grid(levels)[1:-1]
+    x = x[np.abs(x - mean) < 10 * np.sqrt(var)]
+    got, backward = discretized_gaussian_log_likelihood(x, np.full_like(x, mean), np.full_like(x, var), levels)
+    expected, d_mean, d_var = by_quadrature(x, mean, var, levels)
+    # Narrow bins lose digits as their width in σ; the edges, differences of numbers near 1, lose 1/σ more.
+    error = 100 * U / np.sqrt(var) * (1 + deviation)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=10 * error)
+    got_mean, got_var = backward(np.ones_like(x))
+    np.testing.assert_allclose(got_mean * np.sqrt(var), d_mean * np.sqrt(var), rtol=0, atol=100 * error)
+    np.testing.assert_allclose(got_var * var, d_var * var, rtol=0, atol=1000 * error)
+
+
+def test_the_outermost_bins_reach_to_infinity():
+    for levels in LEVELS:
+        half = 1 / (levels - 1)
+        logs = log_p([-1.0, 1.0], 0.3, 0.04, levels)
+        expected = special.log_ndtr([(-1 + half - 0.3) / 0.2, (0.3 - (1 - half)) / 0.2])
+        np.testing.assert_allclose(logs, expected, rtol=1e-12)
+
+
+def test_two_levels_split_the_line_at_zero():
+    np.testing.assert_allclose(log_p([-1.0, 1.0], 0.5, 0.25, 2), special.log_ndtr([-1.0, 1.0]), rtol=1e-14)
+
+
+@given(means, variances, levels_of_images)
+def test_mirroring_data_and_mean_changes_nothing(mean, var, levels):
+    x = grid(levels)[:: max(1, levels // 100)]
+    np.testing.assert_allclose(log_p(x, mean, var, levels), log_p(-x, -mean, var, levels), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_float32_grey_levels_fall_into_their_own_bins(dtype):
+    for levels in LEVELS:
+        x = grid(levels).astype(dtype)
+        total = special.logsumexp(log_p(x, dtype(0.1), dtype(0.25), levels))
+        np.testing.assert_allclose(total, 0, atol=1e-12 if dtype is np.float64 else 1e-6)
+
+
+def test_it_broadcasts_as_the_reverse_step_does_and_is_float64():
+    x_0 = np.zeros((2, 3, 3, 1), np.float32)
+    value, backward = discretized_gaussian_log_likelihood(x_0, x_0 + 1, np.full((2, 1, 1, 1), 0.1, np.float32), 3)
+    assert value.shape == x_0.shape and value.dtype == np.float64
+    assert [g.shape for g in backward(np.ones_like(value))] == [x_0.shape] * 2
+
+
+# --- the tails -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("far", [40, 100, 1e4])
+def test_far_tails_are_finite_and_right(levels, side, far):
+    sigma = 0.1
+    x = np.unique(np.r_[grid(levels)[:: max(1, levels // 50)], 1.0])
+    mean = side * (1 + far * sigma)
+    value, backward = discretized_gaussian_log_likelihood(x, np.asarray(mean), np.asarray(sigma**2), levels)
+    expected, error = by_scipy(x, mean, sigma**2, levels)
+    assert np.isfinite(value).all()
+    assert (np.abs(value - expected) <= error).all()
+    # Beyond an edge d > 0 of a normal, d ≤ E[x] ≤ d + 1/d and d² ≤ E[x²] ≤ d² + 2: both gradients are such means.
+    inside = np.isfinite(edges(x, levels)[side > 0])
+    d = side * (mean - edges(x, levels)[side > 0][inside]) / sigma
+    d_mean, d_var = (g[inside] for g in backward(np.ones_like(value)))
+    assert inside.sum() == len(x) - 1
+    slack = 1 + 1e-7
+    assert (d <= -side * d_mean * sigma * slack).all() and (-side * d_mean * sigma <= (d + 1 / d) * slack).all()
+    moment = 2 * sigma**2 * d_var + 1
+    assert (d * d <= moment * slack).all() and (moment <= (d * d + 2) * slack).all()
+
+
+def test_the_certain_level_costs_nothing():
+    value, backward = discretized_gaussian_log_likelihood(np.array([-1.0, 1.0]), np.array([-50.0, 50.0]), np.full(2, 0.01), 256)
+    np.testing.assert_array_equal([value, *backward(np.ones(2))], 0)
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(-2, 2), st.floats(-3, 1)), min_size=1, max_size=8),
+    st.sampled_from([2, 3, 17, 256]),
+)
+def test_the_gradient_is_that_of_the_value(elements, levels):
+    place, mean, log_var = np.array(elements).T
+    x, var = grid(levels)[np.rint(place * (levels - 1)).astype(int)], np.exp(log_var)
+    d = np.cos(np.arange(len(x)))
+    value, backward = discretized_gaussian_log_likelihood(x, mean, var, levels)
+    d_mean, d_var = backward(d)
+    by_mean = derivative(lambda m: log_p(x, m, var, levels), mean, 1e-3 * np.sqrt(var))
+    by_var = derivative(lambda v: log_p(x, mean, v, levels), var, 1e-3 * var)
+    # In units of σ and of var the fourth-order difference is good to 1e-9 of the largest slope, plus rounding.
+    slack = 1e-8 * (1 + np.abs(value))
+    np.testing.assert_array_less(np.abs(d_mean - d * by_mean) * np.sqrt(var), slack)
+    np.testing.assert_array_less(np.abs(d_var - d * by_var) * var, slack)
+
+
+# --- L_0 of the paper ------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_distortion_beside_exact_and_noisy_means():
+    """E[L_0] in bits/dim at x_0 = 0 with σ_1² = β̃_2: for the exact mean, and for errors ~ N(0, β̃_2)."""
+    var = reverse_variance(Schedule.linear(), "beta")[1]
+    assert f"{-log_p(0.0, 0.0, var, 256) / np.log(2):.4f}" == "1.3054"
+    u, weight = np.polynomial.hermite_e.hermegauss(80)
+    errors = u * np.sqrt(var)
+    mean_loss = -(weight * log_p(0.0, errors, var, 256)).sum() / weight.sum()
+    assert f"{mean_loss / np.log(2):.4f}" == "1.9630"
+    assert f"{np.sqrt(var) * 127.5:.2f}" == "0.94"
+
+
+@pytest.mark.parametrize("levels", [1, 0, -256, 256.0, True, None])
+def test_levels_must_be_an_integer_of_2_or_more(levels):
+    with pytest.raises(ValueError, match=f"levels: wanted an integer >= 2, got {levels!r}"):
+        log_p(0.0, 0.0, 1.0, levels)
+
+
+# --- Φ ---------------------------------------------------------------------------------------------------------------
+
+
+def test_erfcx_agrees_with_scipy():
+    y = np.r_[0, np.geomspace(1e-300, 1e300, 20_001), np.linspace(0, 60, 20_001)]
+    np.testing.assert_allclose(erfcx(y), special.erfcx(y), rtol=5e-15)
+    assert erfcx(np.inf) == 0
+    assert erfcx(np.float32(2)).dtype == np.float64
+
+
+def test_log_normal_cdf_agrees_with_scipy_in_both_tails():
+    x = np.r_[np.linspace(-1000, -8, 5001), np.linspace(-8, 8, 5001), 0.0]
+    np.testing.assert_allclose(log_normal_cdf(x), special.log_ndtr(x), rtol=1e-13)
+    assert log_normal_cdf(np.float32(-1)).dtype == np.float64
+
+
+@given(st.floats(-30, 8))
+def test_log_normal_cdf_of_both_sides_sums_to_1(x):
+    np.testing.assert_allclose(np.logaddexp(log_normal_cdf(x), log_normal_cdf(-x)), 0, atol=1e-15)
+
+
+def test_log_normal_cdf_far_out_follows_mills_ratio():
+    for x in (1e3, 1e5, 1e8):
+        expected = stats.norm.logpdf(x) - np.log(x) + np.log1p(-1 / x**2)
+        np.testing.assert_allclose(log_normal_cdf(-x), expected, rtol=1e-13)
+        assert log_normal_cdf(x) == 0
