@@ -1,4 +1,4 @@
-"""One training step of a preset, ddpm_ref beside PyTorch: python -m benchmarks.train_step [--preset cifar10] [--batch 8]
+"""One training step of a preset, ddpm_ref beside PyTorch: python -m benchmarks.train_step --preset cifar10 --batch 8
 
 A step is forward, L_simple, backward, clipping at norm 1, Adam and EMA, with dropout, on fresh random images. Every
 contender lives in a process of its own; rounds go A B C A B C …; the ratio is taken round by round and its median
@@ -78,18 +78,17 @@ def _report(
         f"{args.preset}, batch {args.batch}, {args.threads} threads, {args.rounds} interleaved rounds, seconds a step"
     )
     for name, t in times.items():
-        print(
-            f"  {name:20s} median {median[name]:7.3f}   range {min(t):.3f}-{max(t):.3f}   peak memory {memory[name]:.2f} GiB"
-        )
+        spread = f"range {min(t):.3f}-{max(t):.3f}"
+        print(f"  {name:20s} median {median[name]:7.3f}   {spread}   peak memory {memory[name]:.2f} GiB")
     print(f"  numpy / {best}: {quartiles[1]:.2f} (quartiles {quartiles[0]:.2f}-{quartiles[2]:.2f})")
-    print(
-        f"  same network: output differs by {agreement['output']:.1e}, gradient by {agreement['gradient']:.1e} (relative norms)"
-    )
+    gaps = {what: f"{gap:.1e}" for what, gap in agreement.items()}
+    print(f"  same network: output differs by {gaps['output']}, gradient by {gaps['gradient']} (relative norms)")
     return {
         "preset": args.preset, "batch": args.batch, "threads": args.threads, "seconds": times, "best_peer": best,
         "ratio": quartiles[1], "ratio_quartiles": [quartiles[0], quartiles[2]], "peak_memory_gib": memory,
         "agreement": agreement, "versions": {name: f["version"] for name, f in facts.items()},
-        "cpu": _cpu(), "python": platform.python_version(), "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
+        "cpu": _cpu(), "python": platform.python_version(),
+        "command": " ".join(["python -m benchmarks.train_step", *sys.argv[1:]]),
         "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE", ""),
     }  # fmt: skip
 

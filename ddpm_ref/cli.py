@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     train = command(
         "train",
         "train a network on your own images",
-        '\nSIGINT (Ctrl-C) and SIGTERM finish the step, save and exit; --resume goes on bit for bit.\n\n'
+        "\nSIGINT (Ctrl-C) and SIGTERM finish the step, save and exit; --resume goes on bit for bit.\n\n"
         "examples:\n  ddpm-ref train --preset mnist --data train-images-idx3-ubyte.gz\n"
         "  ddpm-ref train --preset cifar10 --data cifar-10-batches-bin --micro-batch 8\n"
         "  ddpm-ref train --preset cifar10 --data my-photos --image-size 32 --steps 100000",
@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _shared(train, batch=None)
     _training(train)
 
-    sample = command("sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png and how they came about.")
+    sample = command(
+        "sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png and how they came about."
+    )
     _shared(sample, batch=100)
     _drawing(sample, checkpoint=True)
 
@@ -98,7 +100,9 @@ def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last parameters")
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")
     clip = argparse.BooleanOptionalAction
-    parser.add_argument("--clip", action=clip, default=True, help="clip x̂_0 to [-1, 1] at each step, as the released code")
+    parser.add_argument(
+        "--clip", action=clip, default=True, help="clip x̂_0 to [-1, 1] at each step, as the released code"
+    )
 
 
 _NETWORK_OPTIONS = (
@@ -113,8 +117,12 @@ def _training(parser: argparse.ArgumentParser) -> None:
     p = parser
     p.add_argument("--preset", choices=PRESETS, default="digits", help="network and settings to begin from")
     p.add_argument("--steps", type=int, help="train to this step (the preset's unless given)")
-    p.add_argument("--resume", metavar="FOLDER", help="go on with a run; only --steps, --backend and how often to write then count")
-    p.add_argument("--save-every", type=int, default=1000, metavar="K", help="steps between checkpoints; the last two are kept")
+    p.add_argument(
+        "--resume", metavar="FOLDER", help="go on with a run; only --steps, --backend and how often to write then count"
+    )
+    p.add_argument(
+        "--save-every", type=int, default=1000, metavar="K", help="steps between checkpoints; the last two are kept"
+    )
     p.add_argument("--log-every", type=int, default=20, metavar="K", help="steps between rows of log.csv")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the parameters")
 
@@ -144,14 +152,16 @@ def _training(parser: argparse.ArgumentParser) -> None:
     process.add_argument("--weight", choices=("simple", "bound"), help="of each t in L_simple: 1, or Eq. 12")
     process.add_argument("--w-simple", type=float, metavar="W", help="weight of L_simple (1)")
     process.add_argument("--w-elbo", type=float, metavar="W", help="weight of the variational bound (0)")
-    process.add_argument("--learned-weights", action="store_true", default=None, help="learn a log-variance for each t's loss")
+    process.add_argument("--learned-weights", action="store_true", default=None, help="learn a log-variance per t")
 
     opt = p.add_argument_group("optimiser (the preset's unless given)")
     opt.add_argument("--lr", type=float, help="Adam's learning rate")
     opt.add_argument("--warmup", type=int, metavar="K", help="steps over which it rises from 0")
     opt.add_argument("--ema", type=float, help="decay of the averaged parameters")
     opt.add_argument("--clip-norm", type=float, metavar="G", help="clip the gradient's norm here; 0: never (1)")
-    opt.add_argument("--micro-batch", type=int, metavar="N", help="images at a time within a step: less memory, same gradient")
+    opt.add_argument(
+        "--micro-batch", type=int, metavar="N", help="images at a time within a step: less memory, same gradient"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

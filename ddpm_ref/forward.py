@@ -111,6 +111,6 @@ def check_eps_predictable(schedule: Schedule, t: Steps) -> None:
     if lost.size:
         first = int(np.argmax(schedule.beta == 1))
         raise ValueError(
-            f"t = {lost.min()}: alpha_bar_t = 0 in schedule {schedule.name!r} (beta_{first} = 1), so x_t is pure noise and a "
-            "prediction of eps cannot give x_0 there; predict 'x_0' or 'v', or use a schedule with beta_T < 1"
+            f"t = {lost.min()}: alpha_bar_t = 0 in schedule {schedule.name!r} (beta_{first} = 1), so x_t is pure noise "
+            "and a prediction of eps cannot give x_0 there; predict 'x_0' or 'v', or use a schedule with beta_T < 1"
         )

@@ -92,10 +92,12 @@ def bound_term(
 ) -> Losses:
     """The term of the bound that belongs to each image's own t, in nats per dimension (Eq. 5; the released code's `kl`).
 
-        t > 1   L_{t-1} = KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))        t = 1   L_0 = -log p_θ(x_0 | x_1)  (Eq. 13)
+        t > 1   L_{t-1} = KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))
+        t = 1   L_0 = -log p_θ(x_0 | x_1)  (Eq. 13)
 
     One drawn term, not multiplied by T: T times its mean over t, plus L_T, estimates L.
-    x_0, x_t: (N, ...) float, x_0 on a grid of `levels` grey levels.  output: as x_t, or twice its channels (var="learned").
+    x_0, x_t: (N, ...) float, x_0 on a grid of `levels` grey levels.
+    output: as x_t, or twice its channels (var="learned").
     Computed in float64. With clip, x̂_0 is clipped first and no gradient flows where it was.
     """
     check_same_shape(x_t=x_t, x_0=x_0)
@@ -133,7 +135,8 @@ def bound_term(
 def bound_weights(schedule: Schedule, predicts: str = "eps", var: str | Table = "beta") -> Table:
     """The weights of ‖target - output‖² in L_{t-1} - C, in nats: a table of T+1 (Eqs. 8, 10, 12).
 
-        "mu"  1 / 2σ_t²  (Eq. 8)     "eps"  β_t² / (2σ_t² α_t (1 - ᾱ_t))  (Eq. 12)     "x_0"  c_0² / 2σ_t²     "v"  c_0² (1 - ᾱ_t) / 2σ_t²
+        "mu"   1 / 2σ_t²  (Eq. 8)          "eps"  β_t² / (2σ_t² α_t (1 - ᾱ_t))  (Eq. 12)
+        "x_0"  c_0² / 2σ_t²                "v"    c_0² (1 - ᾱ_t) / 2σ_t²
 
     Times the mean over elements (what the errors here give) they are nats per dimension. L_simple sets them to 1.
     """
@@ -197,7 +200,8 @@ class Objective:
     error: "squared", "l1" or "huber".  weight: "simple" (1) or "bound" (Eq. 12).
     learned_weights: each t's loss is divided by e^{s_t} with s_t learned (`log_variance_weighted`).
 
-    The paper's rows of Table 2: L_simple is the default; L with fixed Σ is w_simple=0, w_elbo=1; with learned Σ, also var="learned".
+    The paper's rows of Table 2: L_simple is the default; L with fixed Σ is w_simple=0, w_elbo=1; with learned Σ, also
+    var="learned".
     """
 
     predicts: str = "eps"

@@ -114,7 +114,7 @@ def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) 
     """The loss over training, raw and smoothed, beside the loss by quarter of t, to a PNG file.
 
     steps: (K,), increasing.   loss: (K,).   quarters: (K, 4), the loss at t in each quarter of 1..T, least
-    noise first. Losses are positive, as the axis is logarithmic. The bold lines are running means over K/20.
+    noise first. The axis is logarithmic if all are positive. The bold lines are running means over K/20.
     """
     _check_losses(steps, loss, quarters)
     Figure = import_extra("matplotlib.figure", "a picture with text").Figure
@@ -130,12 +130,14 @@ def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) 
     for quarter, name, color in zip(np.transpose(quarters), names, colors, strict=True):
         right.plot(steps, quarter, color=color, linewidth=0.6, alpha=0.2)
         right.plot(steps, _running_mean(quarter), color=color, linewidth=2, label=name)
+    scale = "log" if min(np.min(loss), np.min(quarters)) > 0 else "linear"
     for axes, title in ((left, "Training loss"), (right, "Loss by quarter of $t$")):
-        axes.set(title=title, xlabel="training step", ylabel=r"$\|ε - ε_θ(x_t, t)\|^2$, mean", yscale="log")
+        axes.set(title=title, xlabel="training step", ylabel="loss", yscale=scale)
         axes.locator_params(axis="x", nbins=6)
         axes.grid(which="both", color="#e6e6e6", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    left.legend(frameon=False)
+    right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     data = io.BytesIO()
     canvas.print_png(data)
     return _write(path, data)
@@ -196,7 +198,7 @@ def _check_images(name: str, images: Array, ndim: int) -> None:
 
 
 def _check_losses(steps: Array, loss: Array, quarters: Array) -> None:
-    """steps (K,) increasing, loss (K,) and quarters (K, 4) positive, all finite."""
+    """steps (K,) increasing, loss (K,) and quarters (K, 4), all finite."""
     k = np.size(steps)
     for name, x, shape in (("steps", steps, (k,)), ("loss", loss, (k,)), ("quarters", quarters, (k, 4))):
         if not k or np.shape(x) != shape:
@@ -204,9 +206,6 @@ def _check_losses(steps: Array, loss: Array, quarters: Array) -> None:
         check_finite(**{name: np.asarray(x)})
     if (np.diff(steps) <= 0).any():
         raise ValueError("steps: wanted increasing steps, got some that are not")
-    for name, x in (("loss", loss), ("quarters", quarters)):
-        if np.min(x) <= 0:
-            raise ValueError(f"{name}: wanted positive values, for the logarithmic axis, got {np.min(x)}")
 
 
 def _what(array: object) -> str:

@@ -160,7 +160,8 @@ def _log_u24(n: NDArray[np.uint32]) -> F32:
     y = y + _LOG_2[0] * e
     y = y + np.float32(-0.5) * f2
     y = f + y
-    return y + _LOG_2[1] * e
+    y += _LOG_2[1] * e
+    return y
 
 
 def _sin_cos_u24(n: NDArray[np.uint32]) -> tuple[F32, F32]:

@@ -1,4 +1,4 @@
-"""The reverse process p_θ: what the network may predict, σ_t², the decoder, and Algorithm 2 (§3.2-3.3; Eqs. 1, 11, 13)."""
+"""The reverse process p_θ: parametrisations, σ_t², the decoder and Algorithm 2 (§3.2-3.3; Eqs. 1, 11, 13)."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -114,7 +114,8 @@ def split_output(output: Array, var: str | Table) -> tuple[Array, Array | None]:
 def reverse_variance(schedule: Schedule, var: str | Table = "beta") -> Table:
     """The fixed σ_t² as a table of T+1 (§3.2): "beta" (β_t), "beta_tilde" (β̃_t), or a table of the user's.
 
-    For both named choices σ_1² := β̃_2, as in the released code: β̃_1 = 0 would make L_0 infinite. (T = 1 has no β̃_2; there it is β_1.)
+    For both named choices σ_1² := β̃_2, as in the released code: β̃_1 = 0 would make L_0 infinite. (T = 1 has no β̃_2;
+    there it is β_1.)
     """
     if isinstance(var, str):
         check_choice("var", var, ("beta", "beta_tilde"))
@@ -196,7 +197,7 @@ def discretized_gaussian_log_likelihood(
         d log p / d mean = (φ(a) - φ(b)) / (σ P)         d log p / d var = (a φ(a) - b φ(b)) / (2 σ² P)
 
     with a, b the bin's edges in units of σ and P = Φ(b) - Φ(a).
-    x_0: (N, ...) grey levels scaled to [-1, 1].  mean, var > 0: broadcast against x_0.  levels: of the data, 256 for 8 bits.
+    x_0: (N, ...) grey levels scaled to [-1, 1].  mean, var > 0: broadcast against x_0.  levels: 256 for 8 bits.
     Returns log p, float64 as all likelihoods, and `backward(d_log_p) -> d_mean, d_var`, each in x_0's broadcast shape.
     """
     check_int("levels", levels, 2)

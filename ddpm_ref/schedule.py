@@ -49,8 +49,9 @@ class Schedule:
             object.__setattr__(self, name, table)
         if (gap := self.prior_gap()) > L_T_WARNING:
             warnings.warn(
-                f"schedule {self.name!r} with T = {self.T}: L_T is {gap:.3g} bits/dim at |x_0| = 1 (the paper's: 2.9e-05) "
-                f"and alpha_bar_T = {alpha_bar[-1]:.3g}, so x_T is not close to N(0, I). If T was changed, rescale beta.",
+                f"schedule {self.name!r} with T = {self.T}: L_T is {gap:.3g} bits/dim at |x_0| = 1 (the paper's: "
+                f"2.9e-05) and alpha_bar_T = {alpha_bar[-1]:.3g}, so x_T is not close to N(0, I). "
+                "If T was changed, rescale beta.",
                 stacklevel=3,
             )
 
@@ -146,7 +147,10 @@ class Schedule:
     def sigmoid(
         cls, T: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, beta_max: float = 0.999
     ) -> "Schedule":
-        """ᾱ_t = (S(end) - S(start + (end - start) t/T)) / (S(end) - S(start)), S(u) = 1 / (1 + e^{-u/τ}) (Jabri et al. 2022)."""
+        """ᾱ_t = (S(end) - S(u_t)) / (S(end) - S(start)), S(u) = 1 / (1 + e^{-u/τ}), u_t from start to end evenly.
+
+        (Jabri et al. 2022.)  β_t ≤ beta_max.
+        """
         check_int("T", T, 1)
         S = 1 / (1 + np.exp(-np.linspace(start, end, T + 1) / tau))
         return cls.from_alpha_bar((S[-1] - S) / (S[-1] - S[0]), "sigmoid", beta_max)

@@ -23,7 +23,9 @@ from ddpm_ref.schedule import Schedule
 class Images(Protocol):
     """What training needs of a data set (`files.data.ImageData` is one)."""
 
-    levels: int
+    @property
+    def levels(self) -> int:
+        """Grey levels of the data."""
 
     def __len__(self) -> int: ...
 
@@ -125,7 +127,9 @@ class Trainer:
             vector = np.concatenate([net.init(settings.seed, dtype).vector, np.zeros(weights, dtype)])
             state = TrainState(0, vector, *(np.zeros_like(vector) for _ in range(3)))
         if state.params.shape != (net.size + weights,):
-            raise ValueError(f"state: wanted {net.size + weights} parameters for this network, got {state.params.shape}")
+            raise ValueError(
+                f"state: wanted {net.size + weights} parameters for this network, got {state.params.shape}"
+            )
         self.state = state
         self.dtype = state.params.dtype.type
 
@@ -178,7 +182,7 @@ class Trainer:
         )
         loss, d_output = batch_mean(losses)
         quarter = (4 * (t - 1)) // self.schedule.T
-        by_quarter = np.stack([np.bincount(quarter, losses.per_image, 4), np.bincount(quarter, minlength=4)])
+        by_quarter = np.array([np.bincount(quarter, losses.per_image, 4), np.bincount(quarter, minlength=4)], float)
         if not math.isfinite(loss):
             return loss, np.full_like(self.state.params, np.nan), by_quarter
         _, grads = backward(d_output)
@@ -189,7 +193,10 @@ class Trainer:
         return loss, vector, by_quarter
 
     def step(self) -> StepReport:
-        """One pass through lines 2-5. Raises Diverged, with the state unchanged, if the loss or gradient is not finite."""
+        """One pass through lines 2-5.
+
+        Raises Diverged, with the state unchanged, if the loss or the gradient is not finite.
+        """
         state = self.state
         step = state.step + 1
         report, grads = self.gradient(step)
@@ -199,7 +206,9 @@ class Trainer:
                 state.params, grads, state.adam_m, state.adam_v, state.ema, step, self.settings.adam
             )
         if not math.isfinite(norm):
-            raise Diverged(f"step {step}: loss {report.loss}, gradient norm {norm}; the state is that of step {state.step}")
+            raise Diverged(
+                f"step {step}: loss {report.loss}, gradient norm {norm}; the state is that of step {state.step}"
+            )
         state.step = step
         return report._replace(gradient_norm=norm)
 

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ddpm_ref import Schedule
+from ddpm_ref import Schedule, output_from_x_0, q_sample
 
 Array = Any
 
@@ -35,9 +36,32 @@ def noised(draw: Any) -> tuple[Schedule, Array, Array, Array]:
     """A schedule, a batch x_0, its own step t for each image, and ε."""
     schedule = draw(schedules)
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=3))
-    x_0, eps = (draw(hnp.arrays(np.float64, shape, elements=st.floats(-3, 3))) for _ in range(2))
+    x_0, eps = (draw(hnp.arrays(np.float64, shape, elements=st.floats(-3, 3, width=16))) for _ in range(2))
     t = draw(hnp.arrays(np.int64, shape[:1], elements=st.integers(1, schedule.T)))
     return schedule, x_0, t, eps
+
+
+SIX = schedule_of([0.05, 0.1, 0.2, 0.3, 0.5, 0.7])
+batch_shapes = st.sampled_from([(1, 1), (3, 2), (2, 1, 2, 1), (4, 2, 1, 2), (2, 5)])
+grey_levels = st.sampled_from([2, 3, 17, 256])
+
+
+def training_batch(
+    seed: int, shape: tuple[int, ...], predicts: str = "eps", var: Any = "beta", levels: int = 17
+) -> Any:
+    """Data on the grid, a step of `SIX` for each image (the first at t = 1, the last at T), and outputs not far off."""
+    rng = np.random.default_rng(seed)
+    x_0 = 2 * rng.integers(0, levels, shape) / (levels - 1) - 1
+    t = rng.integers(1, SIX.T + 1, shape[0])
+    t[-1], t[0] = SIX.T, 1
+    eps = rng.standard_normal(shape)
+    x_t = q_sample(SIX, x_0, t, eps)
+    # Residuals of 0.05 to 0.9 or 1.1 to 1.5: away from the kinks of |r| at 0 and of the Huber loss at 1.
+    size = np.where(rng.random(shape) < 0.7, rng.uniform(0.05, 0.9, shape), rng.uniform(1.1, 1.5, shape))
+    output = output_from_x_0(SIX, x_t, t, x_0, predicts) + size * rng.choice([-1, 1], shape)
+    if isinstance(var, str) and var == "learned":
+        output = np.concatenate([output, rng.uniform(-4, 1, shape)], axis=-1)
+    return SimpleNamespace(x_0=x_0, x_t=x_t, t=t, eps=eps, output=output, levels=levels)
 
 
 def expand(table: Array, t: Array, x: Array) -> Array:
@@ -59,3 +83,7 @@ def gradient_per_image(loss: Callable[[Array], Array], output: Array, h: float =
         unit[place] = 1
         gradient[(slice(None), *place)] = derivative(lambda s, unit=unit: loss(output + s * unit), 0.0, h)
     return gradient
+
+
+def assert_gradient(found: Array, by_differences: Array) -> None:
+    np.testing.assert_allclose(found, by_differences, rtol=1e-6, atol=1e-6)

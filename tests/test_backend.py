@@ -1,4 +1,4 @@
-"""The backend contract: how an operation must behave, that NumPy's bodies are the functions they name, and the choice."""
+"""The backend contract: how an operation must behave, that NumPy's bodies are the functions named, the choice."""
 
 import inspect
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def prepare(operation: str, dtype: type = np.float64) -> tuple[Callable[..., Any
     """The operation on the NumPy backend, its arguments and an output gradient, all of dtype and read-only."""
     call, shapes = OPERATIONS[operation]
     rng = np.random.default_rng(0)
-    args = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    args: list[Array] = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
     dy = rng.standard_normal(call(Backend(), *args)[0].shape).astype(dtype)
     for a in (*args, dy):
         a.flags.writeable = False
@@ -98,7 +98,8 @@ def test_inputs_are_left_as_they_were_and_results_share_no_memory_with_them(oper
 @every_operation
 def test_strided_and_transposed_views_give_what_contiguous_arrays_give(operation: str) -> None:
     call, args, dy = prepare(operation)
-    for found, expected in zip(outcome(call, [strided(a) for a in args], strided(dy)), outcome(call, args, dy), strict=True):
+    of_views = outcome(call, [strided(a) for a in args], strided(dy))
+    for found, expected in zip(of_views, outcome(call, args, dy), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * (1 + np.abs(expected).max()))
 
 
@@ -142,10 +143,10 @@ def test_an_operation_equals_its_function(operation: str) -> None:
 
 
 def test_update_normal_and_uniform_equal_their_functions() -> None:
-    ours, theirs = np.random.default_rng(2).random((2, 5, 9))
-    theirs[:] = ours
-    settings = optim.AdamSettings(warmup=3)
-    assert Backend().update(*ours, 2, settings) == optim.update(*theirs, 2, settings)
+    ours: Array = np.random.default_rng(2).random((5, 9))
+    theirs = ours.copy()
+    how: dict[str, Any] = {"step": 2, "settings": optim.AdamSettings(warmup=3)}
+    assert Backend().update(*ours, **how) == optim.update(*theirs, **how)
     np.testing.assert_array_equal(ours, theirs)
     for name in ("normal", "uniform"):
         draw = (7, Purpose.EPS, 3, [0, 5], (4, 3))
@@ -227,7 +228,7 @@ def test_an_unknown_name_is_an_error_that_lists_what_there_is(name: str) -> None
     assert repr(name) in str(caught.value)
 
 
-MODULE = '''
+MODULE = """
 from ddpm_ref.backend import Backend
 
 class Mine(Backend):
@@ -237,7 +238,7 @@ class Stranger:
     pass
 
 instance = Mine()
-'''
+"""
 
 
 @pytest.fixture
@@ -259,6 +260,7 @@ def test_what_is_not_a_subclass_of_backend_is_refused(module: str, what: str) ->
 
 
 def test_what_cannot_be_imported_is_refused_with_the_reason(module: str) -> None:
-    for name, reason in (("no_such_module:X", "no_such_module"), (f"{module}:Absent", "Absent"), (":X", "Empty module")):
+    reasons = {"no_such_module:X": "no_such_module", f"{module}:Absent": "Absent", ":X": "Empty module"}
+    for name, reason in reasons.items():
         with pytest.raises(ValueError, match=f"backend: cannot load .*{reason}"):
             get_backend(name)

@@ -151,7 +151,9 @@ def test_far_tails_are_finite_and_right(levels, side, far):
 
 
 def test_the_certain_level_costs_nothing():
-    value, backward = discretized_gaussian_log_likelihood(np.array([-1.0, 1.0]), np.array([-50.0, 50.0]), np.full(2, 0.01), 256)
+    value, backward = discretized_gaussian_log_likelihood(
+        np.array([-1.0, 1.0]), np.array([-50.0, 50.0]), np.full(2, 0.01), 256
+    )
     np.testing.assert_array_equal([value, *backward(np.ones(2))], 0)
 
 

@@ -60,7 +60,9 @@ def test_q_sample_is_the_mean_plus_the_deviation_times_eps(case):
 def test_unit_variance_data_keep_unit_variance():
     abar = LINEAR.alpha_bar[1:]
     t = np.arange(1, 1001)
-    signal, noise = (q_sample(LINEAR, x, t, e) for x, e in [(np.ones(1000), np.zeros(1000)), (np.zeros(1000), np.ones(1000))])
+    signal, noise = (
+        q_sample(LINEAR, x, t, e) for x, e in [(np.ones(1000), np.zeros(1000)), (np.zeros(1000), np.ones(1000))]
+    )
     np.testing.assert_allclose(signal**2, abar, rtol=1e-13)
     np.testing.assert_allclose(signal**2 + noise**2, 1, rtol=1e-13)
 
@@ -99,7 +101,12 @@ def test_the_posterior_of_x_t_averages_to_the_marginal_of_x_prev(case):
     slope = q_posterior(schedule, np.zeros_like(x_0), np.ones_like(x_0), t)[0]
     abar_prev = expand(schedule.alpha_bar, t - 1, x_0)
     np.testing.assert_allclose(mean, np.sqrt(abar_prev) * x_0, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(np.broadcast_to(slope**2 * var_t + var, x_0.shape), np.broadcast_to(1 - abar_prev, x_0.shape), rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(
+        np.broadcast_to(slope**2 * var_t + var, x_0.shape),
+        np.broadcast_to(1 - abar_prev, x_0.shape),
+        rtol=1e-11,
+        atol=1e-14,
+    )
 
 
 # --- Eq. 4 inverted --------------------------------------------------------------------------------------------------
@@ -218,7 +225,11 @@ def test_a_bad_step_is_an_error_that_says_what_came(function, t, message):
 @every_function
 @pytest.mark.parametrize(
     ("x", "came"),
-    [(np.zeros((3, 2), np.uint8), "dtype uint8"), ([[0.0, 1.0]] * 3, "list"), (np.zeros((3, 2), complex), "dtype complex128")],
+    [
+        (np.zeros((3, 2), np.uint8), "dtype uint8"),
+        ([[0.0, 1.0]] * 3, "list"),
+        (np.zeros((3, 2), complex), "dtype complex128"),
+    ],
 )
 def test_unscaled_or_unarrayed_images_are_an_error(function, x, came):
     with pytest.raises(ValueError, match=rf"x\w+: wanted a floating array \(images in \[-1, 1\]\), got {came}"):

@@ -100,7 +100,8 @@ def test_the_moments_are_those_of_the_clipped_gradient() -> None:
 
 
 def test_the_first_step_moves_every_parameter_by_the_rate_against_its_gradient() -> None:
-    theta, _, _, average = run(np.zeros(3), [np.array([1e-3, -0.5, 0.2])], AdamSettings(lr=0.1, warmup=0, epsilon=1e-12))
+    s = AdamSettings(lr=0.1, warmup=0, epsilon=1e-12)
+    theta, _, _, average = run(np.zeros(3), [np.array([1e-3, -0.5, 0.2])], s)
     np.testing.assert_allclose(theta, [-0.1, 0.1, -0.1], rtol=1e-6)
     np.testing.assert_array_equal(average, theta)
 
@@ -160,7 +161,7 @@ def test_a_gradient_of_0_moves_nothing_from_rest() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [0, 1, 1000, (1 << 16) - 1, 1 << 16, (1 << 17) + 3])
 def test_gradient_norm_is_the_euclidean_norm(size: int, dtype: type) -> None:
-    g = np.random.default_rng(size).standard_normal(size).astype(dtype)
+    g: Array = np.random.default_rng(size).standard_normal(size).astype(dtype)
     norm = gradient_norm(g)
     assert isinstance(norm, float)
     assert norm == pytest.approx(np.linalg.norm(g.astype(np.float64)), rel=1e-6 if dtype == np.float32 else 1e-12)
@@ -187,7 +188,8 @@ def test_the_defaults_are_the_papers_and_the_released_codes() -> None:
 
 def test_the_rate_rises_linearly_over_the_warm_up_and_stays() -> None:
     s = AdamSettings(lr=0.5, warmup=10)
-    assert [s.learning_rate(k) for k in (1, 2, 5, 9, 10, 11, 10**6)] == pytest.approx([0.05, 0.1, 0.25, 0.45, 0.5, 0.5, 0.5])
+    rates = [s.learning_rate(k) for k in (1, 2, 5, 9, 10, 11, 10**6)]
+    assert rates == pytest.approx([0.05, 0.1, 0.25, 0.45, 0.5, 0.5, 0.5])
     assert AdamSettings(lr=0.5, warmup=0).learning_rate(1) == AdamSettings(lr=0.5, warmup=1).learning_rate(1) == 0.5
 
 

@@ -1,6 +1,7 @@
 """Parameters: views of one vector, the networks' exact sizes, and how they are initialised."""
 
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -73,8 +74,9 @@ def test_astype_is_a_copy_even_in_the_same_dtype(numbered: Params) -> None:
 
 @pytest.mark.parametrize("shape", [(11,), (13,), (12, 1), ()])
 def test_a_vector_of_the_wrong_size_is_an_error_that_gives_both_sizes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=rf"vector: wanted shape \(12,\) for these 4 arrays, got \({shape and shape[0]}"):
-        Params(np.zeros(shape or (0,)), SHAPES)
+    wanted = f"vector: wanted shape (12,) for these 4 arrays, got {shape}"
+    with pytest.raises(ValueError, match=f"^{re.escape(wanted)}$"):
+        Params(np.zeros(shape), SHAPES)
 
 
 # ---- the sizes of the paper's networks
@@ -136,6 +138,12 @@ def test_every_skip_is_kept_once_and_used_once_last_in_first_out(name: str, skip
     assert kept == []
 
 
+def test_the_last_layers_have_the_width_that_reaches_them() -> None:
+    net = UNet(UNetConfig(3, 8, (2, 1), 1, (), groups=8))
+    assert net.plan[-1].c_out == 16
+    assert (net.shapes["norm_out/gamma"], net.shapes["conv_out/W"]) == ((16,), (3, 3, 16, 3))
+
+
 # ---- initial parameters
 
 CONFIG = UNetConfig(3, 16, (1, 2), 1, (1,), groups=8)
@@ -187,7 +195,7 @@ def test_a_seed_gives_the_same_bits_again_and_another_seed_others(fresh: Params)
     np.testing.assert_array_equal(net.init(0).vector, fresh.vector)
     other = net.init(1)
     for name, W, _ in weights(fresh):
-        assert np.mean(W == other[name]) < 0.01, name
+        assert np.mean(other[name] == W) < 0.01, name
 
 
 def test_float64_parameters_round_to_the_float32_ones(fresh: Params) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import expand, noised, schedule_of, schedules, short
+from strategies import expand, noised, schedule_of, schedules
 
 from ddpm_ref import (
     PARAMETRISATIONS,
@@ -21,7 +21,6 @@ from ddpm_ref import (
     q_sample,
     reverse_variance,
     sample,
-    sample_steps,
 )
 
 LINEAR = Schedule.linear()
@@ -193,7 +192,9 @@ def test_learned_variances_are_the_exponentials_of_the_second_half_of_the_channe
 
 def test_learned_variances_want_twice_the_channels():
     x_t = np.zeros((2, 4, 4, 3))
-    with pytest.raises(ValueError, match=r'output: var="learned" wants twice the channels of x_t, got shape \(2, 4, 4, 3\)'):
+    with pytest.raises(
+        ValueError, match=r'output: var="learned" wants twice the channels of x_t, got shape \(2, 4, 4, 3\)'
+    ):
         p_mean_var(LINEAR, x_t, 500, x_t, var="learned")
     with pytest.raises(ValueError, match=r"wanted the shape of x_t"):
         p_mean_var(LINEAR, x_t, 500, np.zeros((2, 4, 4, 4)), var="learned")
@@ -241,7 +242,9 @@ def test_float32_results_lose_only_the_rounding_of_the_data():
     t = np.arange(1, 1001)
     x_t, eps = rng_normal(5, 2, 1000).astype(np.float32)
     exact = p_mean(LINEAR, x_t.astype(np.float64), t, eps.astype(np.float64))
-    assert (np.abs(p_mean(LINEAR, x_t, t, eps) - exact) <= 3 * 2**-24 * (np.abs(exact) + np.abs(x_t) + np.abs(eps))).all()
+    assert (
+        np.abs(p_mean(LINEAR, x_t, t, eps) - exact) <= 3 * 2**-24 * (np.abs(exact) + np.abs(x_t) + np.abs(eps))
+    ).all()
 
 
 CALLS = {
@@ -255,7 +258,12 @@ CALLS = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_bad_steps_shapes_and_dtypes_are_errors(call):
     x = np.zeros((3, 2))
-    for t, message in [(0, r"t: wanted steps in 1\.\.1000, got 0"), (1001, "got 1001"), (2.0, "got dtype float64"), (np.array([1, 2]), r"shape \(3,\)")]:
+    for t, message in [
+        (0, r"t: wanted steps in 1\.\.1000, got 0"),
+        (1001, "got 1001"),
+        (2.0, "got dtype float64"),
+        (np.array([1, 2]), r"shape \(3,\)"),
+    ]:
         with pytest.raises(ValueError, match=message):
             call(x, t, x)
     with pytest.raises(ValueError, match="wanted the shape of x_t"):
@@ -264,7 +272,9 @@ def test_bad_steps_shapes_and_dtypes_are_errors(call):
         call(x.astype(int), 1, x)
 
 
-@pytest.mark.parametrize("function", [output_to_x_0, output_from_x_0, p_mean_var, lambda s, x, t, y, predicts: mean_slope(s, t, predicts)])
+@pytest.mark.parametrize(
+    "function", [output_to_x_0, output_from_x_0, p_mean_var, lambda s, x, t, y, predicts: mean_slope(s, t, predicts)]
+)
 def test_an_unknown_parametrisation_is_an_error_that_lists_them(function):
     x = np.zeros((3, 2))
     with pytest.raises(ValueError, match="predicts: wanted one of 'eps', 'x_0', 'mu', 'v', got 'noise'"):

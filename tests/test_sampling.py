@@ -38,7 +38,10 @@ X_T = rng_normal(0, 2, 3)
 @pytest.mark.parametrize("predicts", PARAMETRISATIONS)
 @pytest.mark.parametrize("var", ["beta", "beta_tilde", np.linspace(0, 0.5, 11)], ids=str)
 def test_sample_steps_is_algorithm_2_line_by_line(predicts, var):
-    x_t, steps = X_T, list(sample_steps(TEN, halving, X_T, z_of, predicts=predicts, var=var, clip=True, temperature=0.7))
+    x_t, steps = (
+        X_T,
+        list(sample_steps(TEN, halving, X_T, z_of, predicts=predicts, var=var, clip=True, temperature=0.7)),
+    )
     assert [t for t, _, _ in steps] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
     for t, got_x_t, got_x_0 in steps[:-1]:
         np.testing.assert_array_equal(got_x_t, x_t)
@@ -49,7 +52,9 @@ def test_sample_steps_is_algorithm_2_line_by_line(predicts, var):
     np.testing.assert_array_equal(steps[-1][1], steps[-1][2])
 
 
-@pytest.mark.parametrize("kind", [{}, {"var": "beta_tilde"}, {"clip": True}, {"predicts": "v"}, {"temperature": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [{}, {"var": "beta_tilde"}, {"clip": True}, {"predicts": "v"}, {"temperature": 0.3}], ids=str
+)
 def test_sample_is_the_last_of_the_steps(kind):
     *_, (t, last, x_0) = sample_steps(TEN, halving, X_T, z_of, **kind)
     assert t == 0
@@ -62,7 +67,13 @@ def test_every_yields_the_multiples_the_first_and_the_sample():
         return {t: (x_t, x_0) for t, x_t, x_0 in sample_steps(TEN, halving, X_T, z_of, **kind)}
 
     full = at()
-    for every, wanted in [(1, range(10, -1, -1)), (3, [10, 9, 6, 3, 0]), (4, [10, 8, 4, 0]), (10, [10, 0]), (99, [10, 0])]:
+    for every, wanted in [
+        (1, range(10, -1, -1)),
+        (3, [10, 9, 6, 3, 0]),
+        (4, [10, 8, 4, 0]),
+        (10, [10, 0]),
+        (99, [10, 0]),
+    ]:
         some = at(every=every)
         assert list(some) == list(wanted)
         for t in some:
@@ -135,7 +146,8 @@ def test_each_z_t_reaches_x_0_through_the_means_of_the_steps_after_it(S, var):
 
 
 @pytest.mark.parametrize(
-    ("S", "var", "final"), [(1.0, "beta", 0.99990), (1.0, "beta_tilde", 0.99107), (0.25, "beta", 0.25075), (0.25, "beta_tilde", 0.24613)]
+    ("S", "var", "final"),
+    [(1.0, "beta", 0.99990), (1.0, "beta_tilde", 0.99107), (0.25, "beta", 0.25075), (0.25, "beta_tilde", 0.24613)],
 )
 def test_samples_end_with_the_variance_of_the_closed_recursion(S, var, final):
     St = LINEAR.alpha_bar * S + 1 - LINEAR.alpha_bar
@@ -168,7 +180,9 @@ def test_for_data_fixed_to_one_point_beta_tilde_is_the_true_reverse_variance():
     x_0 = np.zeros(1001)
     # Entry 0 starts with the variance that x_T has, 1 - ᾱ_T.
     x_T = np.sqrt(1 - LINEAR.alpha_bar[-1]) * units[0]
-    for t, x_t, _ in sample_steps(LINEAR, lambda x_t, t: x_0, x_T, lambda t: units[t], predicts="x_0", var="beta_tilde", every=100):
+    for t, x_t, _ in sample_steps(
+        LINEAR, lambda x_t, t: x_0, x_T, lambda t: units[t], predicts="x_0", var="beta_tilde", every=100
+    ):
         np.testing.assert_allclose((x_t**2).sum(), 1 - LINEAR.alpha_bar[t], rtol=1e-9, atol=1e-25)
 
 

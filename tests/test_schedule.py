@@ -134,7 +134,9 @@ def test_cosine_reproduces_its_alpha_bar_up_to_the_cap_on_beta():
     np.testing.assert_allclose(NAMED["cosine"].alpha_bar[:-1], f[:-1] / f[0], rtol=1e-10)
     assert NAMED["cosine"].beta[-1] == 0.999 == NAMED["cosine"].beta.max()
     assert Schedule.cosine(beta_max=0.5).beta.max() == 0.5
-    np.testing.assert_allclose(Schedule.cosine(s=0.1).alpha_bar[500], (np.cos(0.6 / 1.1 * np.pi / 2) / np.cos(0.1 / 1.1 * np.pi / 2)) ** 2)
+    np.testing.assert_allclose(
+        Schedule.cosine(s=0.1).alpha_bar[500], (np.cos(0.6 / 1.1 * np.pi / 2) / np.cos(0.1 / 1.1 * np.pi / 2)) ** 2
+    )
 
 
 def test_sigmoid_reproduces_its_alpha_bar_up_to_the_cap_on_beta():
@@ -152,7 +154,7 @@ def test_sigmoid_reproduces_its_alpha_bar_up_to_the_cap_on_beta():
 @given(betas)
 def test_from_beta_keeps_the_values(beta):
     s = schedule_of(beta)
-    assert s.T == len(beta) and s.beta.tolist() == [0, *beta] and s.name == "custom"
+    assert len(beta) == s.T and s.beta.tolist() == [0, *beta] and s.name == "custom"
     assert s == schedule_of(np.array(beta))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_ref.backend import Backend
@@ -106,9 +106,8 @@ def by_hand(p: Params, x: Array, t: Array, cfg: UNetConfig) -> Array:
     return conv(swish(norm(h, "norm_out")), "conv_out")
 
 
-@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), configs, st.integers(1, 2), st.integers(1, 2))
-def test_the_output_is_that_of_the_released_architecture_written_out(seed: int, cfg: UNetConfig, h: int, w: int) -> None:
+def test_the_output_is_that_of_the_released_architecture(seed: int, cfg: UNetConfig, h: int, w: int) -> None:
     net = UNet(cfg)
     params, x, t = lively(net, seed), images(net, seed, h=h, w=w), np.array([1, 321])
     output, _ = net(params, x, t, BACKEND)
@@ -116,9 +115,8 @@ def test_the_output_is_that_of_the_released_architecture_written_out(seed: int, 
     np.testing.assert_allclose(output, by_hand(params, x, t, cfg), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_a_fresh_network_answers_nearly_0_and_its_blocks_are_nearly_the_identity(name: str) -> None:
-    net = UNet(PRESETS[name])
+def test_a_fresh_network_answers_nearly_0_and_its_blocks_are_nearly_the_identity() -> None:
+    net = UNet(PRESETS["digits"])
     params, x = net.init(0), images(net, 0, n=1, h=4, w=4, dtype=np.float32)
     assert 0 < np.abs(net(params, x, 500, BACKEND)[0]).max() < 1e-3
     without = params.astype(np.float32)
@@ -203,14 +201,14 @@ def test_the_gradient_of_every_single_parameter_and_the_input_is_a_central_diffe
         direction = params.like(np.zeros(net.size))
         direction[name] = rng.standard_normal(direction[name].shape)
         directions.append((0, direction.vector))
-    directions += [(0, rng.standard_normal(net.size)), (1, rng.standard_normal(x.shape)), (1, rng.standard_normal(x.shape))]
+    directions.append((0, rng.standard_normal(net.size)))
+    directions += [(1, rng.standard_normal(x.shape)) for _ in range(3)]
     function = as_function(net, np.array([3, 700]), masks)
     errors = gradient_errors(function, [params.vector, x], rng, directions)
-    wrong = {name: e for name, e in zip([*names, "all", "x", "x"], errors, strict=True) if not e < 1e-8}
+    wrong = {name: e for name, e in zip([*names, "all", "x", "x", "x"], errors, strict=True) if not e < 1e-8}
     assert not wrong, f"{len(wrong)} gradients are wrong: {wrong}"
 
 
-@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), configs, st.integers(1, 2), st.booleans())
 def test_the_gradient_of_any_architecture_is_a_central_difference(
     gradient_errors: Any, seed: int, cfg: UNetConfig, w: int, dropout: bool
@@ -265,15 +263,15 @@ def test_dropout_asks_for_uniforms_once_per_block_each_under_its_own_number() ->
     assert [shape for _, shape in first] == [(2, *size, b.c_out) for size, b in zip(sizes, blocks, strict=True)]
 
 
-def test_dropout_stands_before_the_second_convolution_and_keeps_the_expectation() -> None:
+@pytest.mark.parametrize(("uniform", "factor"), [(0.0, 0.0), (0.999, 1 / 0.7)], ids=["all dropped", "none dropped"])
+def test_dropout_stands_before_the_second_convolution_and_keeps_the_expectation(uniform: float, factor: float) -> None:
     net = UNet(ODD)
     params, x = lively(net, 0), images(net, 0)
-    for uniform, factor in ((0.0, 0.0), (0.999, 1 / 0.7)):  # all dropped, none dropped
-        scaled = params.astype(np.float64)
-        for name in scaled:
-            scaled[name] *= factor if name.endswith("conv2/W") else 1
-        found, _ = net(params, x, 9, BACKEND, dropout=lambda _, shape, u=uniform: np.full(shape, u))
-        np.testing.assert_allclose(found, net(scaled, x, 9, BACKEND)[0], atol=1e-10)
+    scaled = params.astype(np.float64)
+    for name in scaled:
+        scaled[name] *= factor if name.endswith("conv2/W") else 1
+    found, _ = net(params, x, 9, BACKEND, dropout=lambda _, shape: np.full(shape, uniform))
+    np.testing.assert_allclose(found, net(scaled, x, 9, BACKEND)[0], atol=1e-10)
 
 
 def test_without_uniforms_or_at_rate_0_nothing_is_dropped() -> None:
@@ -291,7 +289,7 @@ def test_without_uniforms_or_at_rate_0_nothing_is_dropped() -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "t", "message"),
     [
-        ((2, 6, 8, 2), np.float64, 1, r"x_t: wanted \(N, H, W, 2\) with H and W divisible by 4, got shape \(2, 6, 8, 2\)"),
+        ((2, 6, 8, 2), np.float64, 1, r"wanted \(N, H, W, 2\) with H and W divisible by 4, got shape \(2, 6, 8, 2\)"),
         ((2, 8, 6, 2), np.float64, 1, r"x_t: wanted .* divisible by 4"),
         ((2, 8, 8, 3), np.float64, 1, r"x_t: wanted \(N, H, W, 2\)"),
         ((8, 8, 2), np.float64, 1, r"x_t: wanted \(N, H, W, 2\)"),

@@ -1,7 +1,7 @@
 """A training run in a folder: what made it, its log, its checkpoints, and how it stops.
 
-    run.json      command, versions, seed, configuration        log.csv      one row every `log_every` steps
-    checkpoint-NNNNNNNN.safetensors                             the last two
+run.json      command, versions, seed, configuration        log.csv      one row every `log_every` steps
+checkpoint-NNNNNNNN.safetensors                             the last two
 """
 
 import csv
@@ -42,7 +42,10 @@ def describe(command: list[str], **facts: object) -> dict[str, object]:
 
 
 def open_folder(folder: Path, *, fresh: bool) -> Path:
-    """Make the folder of a run and prove that it can be written to; ValueError if not, or if a fresh run would mix with another."""
+    """Make a run's folder and prove that it can be written to.
+
+    Raises ValueError if it cannot, or if a fresh run would mix with another.
+    """
     if fresh and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"out: {folder} is not empty; go on with it by --resume {folder}, or choose another folder")
     try:
@@ -126,7 +129,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 def stop_signals() -> Iterator[Callable[[], str | None]]:
     """Within, SIGINT and SIGTERM only make the yielded function answer their name; a second one acts as usual."""
     caught: list[str] = []
-    before = {}
+    before: dict[signal.Signals, Any] = {}
 
     def note(number: int, _frame: object) -> None:
         caught.append(signal.Signals(number).name)
@@ -198,7 +201,7 @@ def save(trainer: Trainer, data: DataSource, folder: Path, made_by: str = "") ->
 
 
 def loss_curve(folder: Path) -> tuple[Array, Array, Array]:
-    """Steps (K,), loss (K,) and loss by quarter of t (K, 4) from a run's log; rows without a draw in some quarter are left out."""
+    """Steps (K,), loss (K,) and loss by quarter of t (K, 4) of a run's log, without rows that lack a quarter."""
     rows = [row for row in read_log(folder / "log.csv") if all(math.isfinite(row[c]) for c in COLUMNS)]
     table = np.array([[row[c] for c in COLUMNS] for row in rows]).reshape(-1, len(COLUMNS))
     return table[:, 0], table[:, 1], table[:, 2:6]

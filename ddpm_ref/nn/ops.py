@@ -226,9 +226,9 @@ def dropout(x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
 def time_embedding(t: Array, dim: int) -> Array:
     """The Transformer's sinusoidal embedding of the paper's t, (N, dim) float64.
 
-        [sin(t_code ω_i), cos(t_code ω_i)],  ω_i = 10000^{-i / (half - 1)}, i = 0 … half-1, half = ⌊dim/2⌋; odd dim: one 0 more
+        [sin(t_code ω_i), cos(t_code ω_i)],  ω_i = 10000^{-i / (half - 1)},  i = 0 … half-1,  half = ⌊dim/2⌋
 
-    t: (N,) int in 1..T. The released networks count from 0, so t_code = t - 1.
+    t: (N,) int in 1..T. The released networks count from 0, so t_code = t - 1. An odd dim ends with one 0 more.
     """
     half = dim // 2
     omega = np.exp(-np.log(10000.0) * np.arange(half) / max(half - 1, 1))

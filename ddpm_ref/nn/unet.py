@@ -3,7 +3,8 @@
 The whole network is one list, `UNet.plan`, read from top to bottom: each line is a piece with its name (the released
 code's), and its widths. Forward walks the list; backward walks it in reverse.
 
-    block      GroupNorm, SiLU, conv3x3, + Dense(SiLU(temb)), GroupNorm, SiLU, dropout, conv3x3; + the input (1x1 if widths differ)
+    block      GroupNorm, SiLU, conv3x3, + Dense(SiLU(temb)), GroupNorm, SiLU, dropout, conv3x3; + the input,
+               through a 1x1 convolution if widths differ
     attention  GroupNorm, q k v (1x1), softmax attention over all positions, 1x1; + the input
     down, up   conv3x3 of stride 2; nearest-neighbour ×2 and conv3x3
     push, pop  keep a copy for the other side of the U; concatenate it behind the channels
@@ -11,6 +12,7 @@ code's), and its widths. Forward walks the list; backward walks it in reverse.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -116,7 +118,7 @@ class UNet:
         yield Piece("out", "", self.config.base, self.config.out_channels)
 
     def init(self, seed: int, dtype: type[np.floating] = np.float32) -> Params:
-        """Fresh parameters: Glorot uniform (variance scaling, fan_avg) from the counted stream, biases 0, GroupNorm 1 and 0.
+        """Fresh parameters: Glorot uniform (variance scaling, fan_avg) from the counted stream, biases 0, γ 1, β 0.
 
         The last layer of every block, every attention and the network itself gets 1e-10 of that variance, so each
         starts as the identity.
@@ -161,7 +163,7 @@ class UNet:
             elif piece.kind == "pop":
                 h = np.concatenate([h, skips.pop()], axis=-1)
             elif piece.kind == "block":
-                uniforms = dropout and (lambda shape, layer=layer: dropout(layer, shape))
+                uniforms = partial(dropout, layer) if dropout else None
                 h, adjoint = _block(p.under(piece.name), h, temb, cfg, backend, uniforms)
             elif piece.kind == "attention":
                 h, adjoint = _attention(p.under(piece.name), h, cfg, backend)
