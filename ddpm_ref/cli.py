@@ -117,9 +117,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     p = parser
     p.add_argument("--preset", choices=PRESETS, default="digits", help="network and settings to begin from")
     p.add_argument("--steps", type=int, help="train to this step (the preset's unless given)")
-    p.add_argument(
-        "--resume", metavar="FOLDER", help="go on with a run; only --steps, --backend and how often to write then count"
-    )
+    p.add_argument("--resume", metavar="FOLDER", help="go on with a run, as it began; --steps and --backend may change")
     p.add_argument(
         "--save-every", type=int, default=1000, metavar="K", help="steps between checkpoints; the last two are kept"
     )

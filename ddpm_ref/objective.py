@@ -90,7 +90,7 @@ def bound_term(
     var: str | Table = "beta",
     clip: bool = False,
 ) -> Losses:
-    """The term of the bound that belongs to each image's own t, in nats per dimension (Eq. 5; the released code's `kl`).
+    """The term of the bound that belongs to each image's own t, in nats per dimension (Eq. 5; the released `kl` loss).
 
         t > 1   L_{t-1} = KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))
         t = 1   L_0 = -log p_θ(x_0 | x_1)  (Eq. 13)

@@ -160,8 +160,8 @@ def _log_u24(n: NDArray[np.uint32]) -> F32:
     y = y + _LOG_2[0] * e
     y = y + np.float32(-0.5) * f2
     y = f + y
-    y += _LOG_2[1] * e
-    return y
+    log: F32 = y + _LOG_2[1] * e
+    return log
 
 
 def _sin_cos_u24(n: NDArray[np.uint32]) -> tuple[F32, F32]:
