@@ -130,7 +130,8 @@ def _problem(preset: str, batch: int) -> Any:
     """The network, random weights (so that no layer is near 0), and a batch, the same on every side."""
     import numpy as np
 
-    from ddpm_ref.nn.unet import PRESETS, UNet
+    from ddpm_ref.nn.plan import PRESETS
+    from ddpm_ref.nn.unet import UNet
 
     net = UNet(PRESETS[preset])
     cfg, rng = net.config, np.random.default_rng(0)

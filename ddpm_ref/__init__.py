@@ -38,7 +38,8 @@ from ddpm_ref.likelihood import BoundTerms, bits_per_dim, bound_terms, prior_kl 
 from ddpm_ref.random import Purpose, normal, uniform  # isort: skip
 from ddpm_ref.backend import Backend, available_backends, get_backend  # isort: skip
 from ddpm_ref.nn.params import Params  # isort: skip
-from ddpm_ref.nn.unet import PRESETS, UNet, UNetConfig, preset  # isort: skip
+from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset  # isort: skip
+from ddpm_ref.nn.unet import UNet  # isort: skip
 from ddpm_ref.nn.optim import AdamSettings  # isort: skip
 
 __version__ = "0.1.0"

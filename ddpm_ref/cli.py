@@ -6,7 +6,7 @@ import warnings
 
 from ddpm_ref import __version__
 from ddpm_ref.backend import available_backends
-from ddpm_ref.nn.unet import PRESETS
+from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.objective import ERRORS
 from ddpm_ref.reverse import PARAMETRISATIONS
 from ddpm_ref.schedule import SCHEDULES
@@ -31,13 +31,17 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
         return commands.add_parser(
-            name, help=text, description=f"{text[0].upper()}{text[1:]}.\n{more}", formatter_class=_Formatter
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.\n{more}",
+            formatter_class=_Formatter,
+            allow_abbrev=False,
         )
 
     demo = command(
         "demo", "train on 1,500 digits, draw 100 new ones, write pictures", "\nNeeds nothing but this package; minutes."
     )
-    _shared(demo, batch=100)
+    _shared(demo)
     _drawing(demo)
     demo.add_argument("--steps", type=int, help="training steps (the preset's unless given)")
     demo.add_argument("--resume", metavar="FOLDER", help="go on with a demo that was stopped")
@@ -52,13 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         "  ddpm-ref train --preset cifar10 --data cifar-10-batches-bin --micro-batch 8\n"
         "  ddpm-ref train --preset cifar10 --data my-photos --image-size 32 --steps 100000",
     )
-    _shared(train, batch=None)
+    _shared(train)
     _training(train)
 
     sample = command(
         "sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png and how they came about."
     )
-    _shared(sample, batch=100)
+    _shared(sample)
     _drawing(sample, checkpoint=True)
 
     evaluate = command(
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "\nPrints class shares by a classifier, its mean top-class probability, the Fréchet distance on raw pixels to\n"
         "the training images, and the median distance to the nearest of them. Exits with 1 if a bound is broken.",
     )
-    _shared(evaluate, batch=100)
+    _shared(evaluate)
     _drawing(evaluate, checkpoint=True, count=False)
 
     info = command("info", "say what a checkpoint holds")
@@ -75,10 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shared(parser: argparse.ArgumentParser, batch: int | None) -> None:
+def _shared(parser: argparse.ArgumentParser) -> None:
     """What every command that computes takes."""
-    what = "images a training step (the preset's unless given)" if batch is None else "images drawn at a time"
-    parser.add_argument("--batch", type=int, default=batch, metavar="N", help=what)
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
         "--backend",
@@ -97,6 +99,7 @@ def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count
         parser.set_defaults(var=None)
     if count:
         parser.add_argument("--count", type=int, default=100, metavar="N", help="how many images to draw")
+    parser.add_argument("--draw-batch", type=int, default=100, metavar="N", help="images drawn at a time")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last parameters")
     parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")
     clip = argparse.BooleanOptionalAction
@@ -107,8 +110,8 @@ def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count
 
 _NETWORK_OPTIONS = (
     "base", "mult", "blocks", "attention_levels", "groups", "dropout", "predicts", "error", "weight", "w_simple",
-    "w_elbo", "learned_weights", "lr", "warmup", "ema", "clip_norm", "micro_batch", "flips", "image_size", "levels",
-    "pad", "held_out",
+    "w_elbo", "learned_weights", "lr", "warmup", "ema", "clip_norm", "batch", "micro_batch", "flips", "image_size",
+    "levels", "pad", "held_out",
 )  # fmt: skip
 
 
@@ -124,9 +127,11 @@ def _training(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--log-every", type=int, default=20, metavar="K", help="steps between rows of log.csv")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the parameters")
 
+    p.add_argument("--batch", type=int, metavar="N", help="images a step (the preset's unless given)")
+
     data = p.add_argument_group("data")
     data.add_argument("--data", default="digits", metavar="SOURCE",
-                      help='"digits", an IDX file, CIFAR-10 binaries, a folder of PNG or JPEG, a .npy or .npz')  # fmt: skip
+                      help="digits, an IDX file, CIFAR-10 binaries, a folder of PNG or JPEG, .npy or .npz")  # fmt: skip
     data.add_argument("--image-size", type=int, metavar="S", help="crop and resize pictures of a folder to S x S")
     data.add_argument("--pad", type=int, metavar="S", help="pad images to S x S (mnist: 32)")
     data.add_argument("--levels", type=int, metavar="K", help="grey levels of the data (256; digits: 17)")
@@ -162,9 +167,25 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_WITH_RESUME = {
+    "train": {"--resume", "--steps", "--backend", "--save-every", "--log-every"},
+    "demo": {"--resume", "--steps", "--backend", "--seed", "--count", "--draw-batch", "--weights", "--temperature",
+             "--clip", "--no-clip"},
+}  # fmt: skip
+
+
+def _options(argv: list[str]) -> set[str]:
+    """The long options on a command line."""
+    return {word.partition("=")[0] for word in argv if word.startswith("--")}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; errors of the user's making are one line on standard error and exit status 2."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if getattr(args, "resume", None) and (odd := _options(argv) - _WITH_RESUME[args.command]):
+        parser.error(f"a resumed run goes on as it began; leave out {', '.join(sorted(odd))}")
     from ddpm_ref import commands  # after --help, which need not wait for it
 
     warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)

@@ -18,24 +18,18 @@ from ddpm_ref.checks import Array, check_int
 from ddpm_ref.experiments import quality
 from ddpm_ref.extras import import_extra
 from ddpm_ref.files import run as runs
-from ddpm_ref.files.atomic import replacing
-from ddpm_ref.files.checkpoint import Checkpoint, DataSource, latest_checkpoint, load_checkpoint
-from ddpm_ref.files.data import ImageData, load_data, to_bytes
-from ddpm_ref.forward import q_sample
+from ddpm_ref.files.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from ddpm_ref.files.source import DataSource, open_source, reopen_source
+from ddpm_ref.gallery import Watch, noising_strip, save_samples
 from ddpm_ref.memory import keep_freed_memory
-from ddpm_ref.nn.unet import UNet, preset
+from ddpm_ref.nn.plan import preset
+from ddpm_ref.nn.unet import UNet
 from ddpm_ref.objective import Objective
-from ddpm_ref.random import Purpose
 from ddpm_ref.sampling import batches, generate_steps
 from ddpm_ref.schedule import SCHEDULES
 from ddpm_ref.train import RECIPES, Trainer, TrainSettings
 
-HELD_OUT = {"digits": 297}  # of its 1,797; other data hold out a tenth
-# Constant, so that every run on the same data has the same held-out images. Of the digits it holds out a typical
-# part: their Fréchet distance to the others is 0.54, the median over seeds; seed 0's 0.75 would flatter the samples.
-SPLIT_SEED = 3
-PADDED = {"mnist": 32}  # what the preset's images are padded to
-GIF_FRAMES, STRIP_STEPS, STRIP_IMAGES = 40, 10, 4
+SMALLEST = {"mnist": 32}  # smaller images are padded to what the preset is meant for
 
 
 def say(text: str) -> None:
@@ -51,46 +45,19 @@ def bar(total: int, what: str, unit: str, done: int = 0) -> Iterator[Any]:
         yield one
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def open_data(args: argparse.Namespace, name: str) -> tuple[DataSource, ImageData, ImageData]:
-    """The images a new run is asked to train on: where they came from, the training part, the held-out part."""
-    images = load_data(args.data, size=args.image_size, levels=args.levels)
-    held_out = args.held_out if args.held_out is not None else HELD_OUT.get(args.data, max(1, len(images) // 10))
-    padded = args.pad if args.pad is not None else PADDED.get(name)
-    if padded is not None and max(images.shape[:2]) > padded:
-        padded = None if args.pad is None else padded
-    return _split(images, args.data, held_out, args.image_size, padded)
-
-
-def reopen_data(source: DataSource) -> tuple[DataSource, ImageData, ImageData]:
-    """The images of an earlier run; ValueError if they are not the same any more."""
-    images = load_data(source.source, size=source.size, levels=source.levels)
-    again = _split(images, source.source, source.held_out, source.size, source.padded)
-    if again[0] != source:
-        raise ValueError(f"data: {source.source} is not what it was when this run began (its images have changed)")
-    return again
-
-
-def _split(
-    images: ImageData, source: str, held_out: int, size: int | None, padded: int | None
-) -> tuple[DataSource, ImageData, ImageData]:
-    fingerprint = images.fingerprint()
-    images = images.padded(padded) if padded is not None else images
-    train, held = images.split(held_out, SPLIT_SEED)
-    # An absolute path, so that the run can be resumed from another folder.
-    where = source if source == "digits" else str(Path(source).resolve())
-    facts = DataSource(where, images.shape, images.levels, held_out, SPLIT_SEED, fingerprint, size, padded)
-    return facts, train, held
-
-
 # --- training --------------------------------------------------------------------------------------------------------
 
 
 def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, int]:
     """The trainer that the command line describes, its data, and the number of steps."""
-    source, train, _ = open_data(args, args.preset)
+    source, train, _ = open_source(
+        args.data,
+        size=args.image_size,
+        levels=args.levels,
+        held_out=args.held_out,
+        pad=args.pad,
+        smallest=SMALLEST.get(args.preset, 0),
+    )
     steps, settings = RECIPES[args.preset]
     objective = Objective(
         **_given(
@@ -133,7 +100,7 @@ def _given(**options: Any) -> dict[str, Any]:
 def resumed_trainer(folder: Path, args: argparse.Namespace) -> tuple[Trainer, DataSource, int]:
     """The trainer of a folder's newest checkpoint, and the step it was to reach."""
     checkpoint = load_checkpoint(latest_checkpoint(folder))
-    source, train, _ = reopen_data(checkpoint.data)
+    source, train, _ = reopen_source(checkpoint.data)
     facts = folder / "run.json"
     steps = args.steps or (json.loads(facts.read_text()).get("steps") if facts.exists() else None)
     if not isinstance(steps, int):
@@ -233,8 +200,8 @@ def draw(
     if objective.var == "learned" and settings["var"] != "learned":
         raise ValueError(f"var: this checkpoint's network gives its own variances; got {settings['var']!r}")
     images = []
-    with bar(T * -(-count // args.batch), f"drawing {count} images", "step") as progress:
-        for number, samples in enumerate(batches(count, args.batch)):
+    with bar(T * -(-count // args.draw_batch), f"drawing {count} images", "step") as progress:
+        for number, samples in enumerate(batches(count, args.draw_batch)):
             steps = generate_steps(
                 checkpoint.net, params, checkpoint.schedule, samples, checkpoint.data.shape, **settings
             )
@@ -244,49 +211,6 @@ def draw(
                 progress.update(t > 0)
             images.append(x_t)
     return np.clip(np.concatenate(images), -1, 1)
-
-
-class Watch:
-    """Collects what the strip and the animation show of the first batch."""
-
-    def __init__(self, T: int) -> None:
-        self.strip_steps = sorted({round(T * i / STRIP_STEPS) for i in range(STRIP_STEPS + 1)}, reverse=True)
-        self.gif_steps = {round(T * i / GIF_FRAMES) for i in range(GIF_FRAMES + 1)}
-        self.strip: list[tuple[Array, Array]] = []
-        self.frames: list[Array] = []
-
-    def __call__(self, t: int, x_t: Array, x_0: Array) -> None:
-        if t in self.strip_steps:
-            self.strip.append((x_t[:STRIP_IMAGES].copy(), x_0[:STRIP_IMAGES].copy()))
-        if t in self.gif_steps:
-            self.frames.append(x_t.copy())
-
-    def save(self, folder: Path) -> list[Path]:
-        """denoising.png: for a few images a row of x_t and one of x̂_0; denoising.gif: x_t of all."""
-        rows = np.stack([np.stack(pair) for pair in self.strip])  # (K, 2, R, H, W, C)
-        rows = rows.transpose(2, 1, 0, 3, 4, 5).reshape(-1, len(self.strip), *rows.shape[3:])
-        labels = [r"$x_t$", r"$\hat{x}_0$"] * (len(rows) // 2)
-        return [
-            pictures.save_strip(folder / "denoising.png", rows, self.strip_steps, labels),
-            pictures.save_gif(folder / "denoising.gif", np.stack(self.frames)),
-        ]
-
-
-def noising_strip(checkpoint: Checkpoint, images: ImageData, folder: Path) -> Path:
-    """noising.png: the forward process on a few training images, one noise ε each (Eq. 4)."""
-    schedule = checkpoint.schedule
-    steps = Watch(schedule.T).strip_steps[::-1]
-    x_0 = images.x_0(np.arange(min(STRIP_IMAGES, len(images))))
-    eps = get_backend().normal(0, Purpose.EVALUATE, 0, np.arange(len(x_0)), images.shape)
-    columns = [q_sample(schedule, x_0, t, eps) if t else x_0 for t in steps]
-    return pictures.save_strip(folder / "noising.png", np.stack(columns, axis=1), steps)
-
-
-def save_samples(folder: Path, images: Array) -> list[Path]:
-    """samples.npz, uint8 0..255 (N, H, W, C) under "images", and samples.png, a grid of the first 100."""
-    with replacing(folder / "samples.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=to_bytes(images))
-    return [folder / "samples.npz", pictures.save_grid(folder / "samples.png", images[:100])]
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -322,8 +246,12 @@ def demo(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(folder)
     watch = Watch(checkpoint.schedule.T)
     images = draw(checkpoint, args.count, args, watch)
-    _, images_seen, _ = reopen_data(checkpoint.data)
-    paths = [*save_samples(folder, images), *watch.save(folder), noising_strip(checkpoint, images_seen, folder)]
+    _, images_seen, _ = reopen_source(checkpoint.data)
+    paths = [
+        *save_samples(folder, images),
+        *watch.save(folder),
+        noising_strip(checkpoint.schedule, images_seen, folder),
+    ]
     say(f"\n{time.monotonic() - start:.0f} s from command to pictures:")
     for path in [*paths, folder / "loss.png"]:
         say(f"  {path}")
@@ -334,7 +262,7 @@ def demo(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """`ddpm-ref evaluate`: as many samples as held-out images, judged beside them."""
     checkpoint = load_checkpoint(args.checkpoint)
-    _, train_part, held_out = reopen_data(checkpoint.data)
+    _, train_part, held_out = reopen_source(checkpoint.data)
     if train_part.labels is None:
         raise ValueError(f"{checkpoint.data.source}: these images have no labels, which the classifier needs")
     folder = runs.open_folder(Path(args.out or f"{_run_folder(args.checkpoint)}/evaluation-{args.seed}"), fresh=False)
@@ -379,7 +307,15 @@ def info(args: argparse.Namespace) -> int:
 
 def check_counts(args: argparse.Namespace) -> None:
     """Numbers that argparse cannot check, before any work."""
-    for name, lowest in (("steps", 1), ("count", 1), ("batch", 1), ("T", 1), ("log_every", 1), ("save_every", 1)):
+    for name, lowest in (
+        ("steps", 1),
+        ("count", 1),
+        ("batch", 1),
+        ("draw_batch", 1),
+        ("T", 1),
+        ("log_every", 1),
+        ("save_every", 1),
+    ):
         if getattr(args, name, None) is not None:
             check_int(f"--{name.replace('_', '-')}", getattr(args, name), lowest)
     if getattr(args, "seed", None) is not None:

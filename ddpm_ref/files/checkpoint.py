@@ -15,9 +15,11 @@ import numpy as np
 from ddpm_ref.checks import Array, check_finite
 from ddpm_ref.extras import import_extra
 from ddpm_ref.files.atomic import replacing
+from ddpm_ref.files.source import DataSource
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.nn.params import Params, Shapes
-from ddpm_ref.nn.unet import UNet, UNetConfig
+from ddpm_ref.nn.plan import UNetConfig
+from ddpm_ref.nn.unet import UNet
 from ddpm_ref.objective import Objective
 from ddpm_ref.schedule import Schedule
 from ddpm_ref.train import TrainSettings, TrainState
@@ -27,23 +29,6 @@ KEPT = 2
 _NAME = "checkpoint-{:08d}.safetensors"
 _VECTORS = ("params", "ema", "adam_m", "adam_v")
 _TABLE = "objective/log_variance"
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """Which images a run was trained on, and how they were split; `fingerprint` notices a changed file.
-
-    fingerprint: of all images, before the split.  shape: (H, W, C) as trained on, after padding.
-    """
-
-    source: str
-    shape: tuple[int, int, int]
-    levels: int
-    held_out: int
-    split_seed: int
-    fingerprint: str
-    size: int | None = None
-    padded: int | None = None
 
 
 @dataclass(frozen=True)

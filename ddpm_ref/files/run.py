@@ -22,7 +22,8 @@ import numpy as np
 import ddpm_ref
 from ddpm_ref.checks import Array, check_int
 from ddpm_ref.files.atomic import write_text
-from ddpm_ref.files.checkpoint import Checkpoint, DataSource, checkpoint_path, keep_last, save_checkpoint
+from ddpm_ref.files.checkpoint import Checkpoint, checkpoint_path, keep_last, save_checkpoint
+from ddpm_ref.files.source import DataSource
 from ddpm_ref.train import StepReport, Trainer
 
 COLUMNS = ("step", "loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "gradient_norm", "learning_rate", "seconds")
