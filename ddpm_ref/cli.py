@@ -111,7 +111,7 @@ def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count
 _NETWORK_OPTIONS = (
     "base", "mult", "blocks", "attention_levels", "groups", "dropout", "predicts", "error", "weight", "w_simple",
     "w_elbo", "learned_weights", "lr", "warmup", "ema", "clip_norm", "batch", "micro_batch", "flips", "image_size",
-    "levels", "pad", "held_out",
+    "levels", "pad", "held_out", "beta_1", "beta_T",
 )  # fmt: skip
 
 
@@ -149,6 +149,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
     process = p.add_argument_group("diffusion and objective (the paper's L_simple unless given)")
     process.add_argument("--schedule", choices=SCHEDULES, default="linear", help="of β_t")
     process.add_argument("--T", type=int, default=1000, help="steps of the diffusion")
+    process.add_argument("--beta-1", type=float, metavar="B", help="first β of the schedule (0.0001)")
+    process.add_argument("--beta-T", type=float, metavar="B", help="last β (0.02); scale both by 1000/T with another T")
     process.add_argument("--predicts", choices=PARAMETRISATIONS, help="what the network predicts")
     process.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (beta); learned needs --w-elbo")
     process.add_argument("--error", choices=ERRORS, help="of L_simple")

@@ -1,6 +1,7 @@
 """What the commands of `ddpm-ref` do, once their arguments are read."""
 
 import argparse
+import inspect
 import json
 import sys
 import time
@@ -26,7 +27,7 @@ from ddpm_ref.nn.plan import preset
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.objective import Objective
 from ddpm_ref.sampling import batches, generate_steps
-from ddpm_ref.schedule import SCHEDULES
+from ddpm_ref.schedule import SCHEDULES, Schedule
 from ddpm_ref.train import RECIPES, Trainer, TrainSettings
 
 SMALLEST = {"mnist": 32}  # smaller images are padded to what the preset is meant for
@@ -85,11 +86,22 @@ def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, int]:
             groups=args.groups, dropout=args.dropout,
         ),
     )  # fmt: skip
-    schedule = SCHEDULES[args.schedule](args.T)
+    schedule = _schedule(args)
     trainer = Trainer(
         UNet(config), schedule, train, settings, get_backend(args.backend), dtype=np.dtype(args.dtype).type
     )
     return trainer, source, args.steps or steps
+
+
+def _schedule(args: argparse.Namespace) -> Schedule:
+    """The named schedule with T and, where it has them, the ends of beta that were given."""
+    ends = _given(beta_1=args.beta_1, beta_T=args.beta_T)
+    if args.schedule == "constant" and "beta_T" in ends:
+        ends["beta"] = ends.pop("beta_T")
+    takes = inspect.signature(SCHEDULES[args.schedule]).parameters
+    if odd := [name for name in ends if name not in takes]:
+        raise ValueError(f"{odd[0]}: the schedule {args.schedule!r} has no such end")
+    return SCHEDULES[args.schedule](args.T, **ends)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -154,8 +166,7 @@ def _draw_loss(folder: Path) -> None:
 
 def train(args: argparse.Namespace) -> int:
     """`ddpm-ref train`"""
-    folder = runs.open_folder(_folder(args, f"runs/{args.preset}"), fresh=args.resume is None)
-    trainer, source, steps = resumed_trainer(folder, args) if args.resume else new_trainer(args)
+    folder, trainer, source, steps = _open_run(args, f"runs/{args.preset}")
     if trainer.state.step >= steps:
         say(f"{folder} is at step {trainer.state.step:,} already; give --steps with a larger number to go on")
         return 0
@@ -166,10 +177,21 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _open_run(args: argparse.Namespace, default: str) -> tuple[Path, Trainer, DataSource, int]:
+    """The folder of a new or resumed run, its trainer, its data, and the step to reach; nothing is written on errors."""
+    if args.resume:
+        folder = Path(args.resume)
+        trainer, source, steps = resumed_trainer(folder, args)
+    else:
+        folder = _folder(args, default)
+        trainer, source, steps = new_trainer(args)
+    return runs.open_folder(folder, fresh=not args.resume), trainer, source, steps
+
+
 def _folder(args: argparse.Namespace, default: str) -> Path:
-    """The run's folder: the one resumed, the one asked for, or the first of default, default-2, … not yet there."""
-    if args.resume or args.out:
-        return Path(args.resume or args.out)
+    """A new run's folder: the one asked for, or the first of default, default-2, … not yet there."""
+    if args.out:
+        return Path(args.out)
     folder, number = Path(default), 1
     while folder.exists():
         number += 1
@@ -237,8 +259,7 @@ def _run_folder(checkpoint: str) -> Path:
 def demo(args: argparse.Namespace) -> int:
     """`ddpm-ref demo`: train on the digits, draw, and show."""
     start = time.monotonic()
-    folder = runs.open_folder(_folder(args, "runs/demo"), fresh=args.resume is None)
-    trainer, source, steps = resumed_trainer(folder, args) if args.resume else new_trainer(args)
+    folder, trainer, source, steps = _open_run(args, "runs/demo")
     stopped = train_in(folder, trainer, source, steps, args) if trainer.state.step < steps else None
     if stopped:
         say(f"stopped by {stopped} and saved; go on with: ddpm-ref demo --resume {folder}")
