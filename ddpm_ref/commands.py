@@ -178,7 +178,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _open_run(args: argparse.Namespace, default: str) -> tuple[Path, Trainer, DataSource, int]:
-    """The folder of a new or resumed run, its trainer, its data, and the step to reach; nothing is written on errors."""
+    """The folder of a new or resumed run, its trainer, its data, and the step to reach."""
     if args.resume:
         folder = Path(args.resume)
         trainer, source, steps = resumed_trainer(folder, args)

@@ -61,15 +61,23 @@ class UNet:
     def bind(self, params: Params, backend: Backend | None = None) -> Callable[[Array, Steps], Array]:
         """An ε-model, `model(x_t, t)`, with these parameters and without dropout."""
         run = backend or Backend()
-        return lambda x_t, t: self(params, x_t, t, run)[0]
+        return lambda x_t, t: self(params, x_t, t, run, adjoint=False)[0]
 
     def __call__(
-        self, params: Params, x_t: Array, t: Steps, backend: Backend, *, dropout: Dropout | None = None
+        self,
+        params: Params,
+        x_t: Array,
+        t: Steps,
+        backend: Backend,
+        *,
+        dropout: Dropout | None = None,
+        adjoint: bool = True,
     ) -> tuple[Array, Backward]:
         """The network's output and its adjoint.
 
         x_t: (N, H, W, C) of the parameters' dtype.  t: one integer or (N,) int, the paper's steps 1..T.
         dropout: None, or dropout(layer, shape) -> uniforms in [0, 1), one layer number for each block.
+        adjoint: False if backward will not be called, so that intermediate arrays are freed at once.
         Returns output, (N, H, W, out_channels), and backward(d_output) -> dx, grads with grads a `Params`; it frees
         what it has used as it goes, so it can be called once.
         """
@@ -80,42 +88,45 @@ class UNet:
         tape: list[tuple[Piece, Backward]] = []
         skips: list[Array] = []
         for layer, piece in enumerate(self.plan[1:]):
-            adjoint: Backward = _once
+            back: Backward = _no_adjoint
             if piece.kind == "push":
                 skips.append(h)
             elif piece.kind == "pop":
                 h = np.concatenate([h, skips.pop()], axis=-1)
             elif piece.kind == "block":
                 uniforms = partial(dropout, layer) if dropout else None
-                h, adjoint = _block(p.under(piece.name), h, temb, cfg, backend, uniforms)
+                h, back = _block(p.under(piece.name), h, temb, cfg, backend, uniforms)
             elif piece.kind == "attention":
-                h, adjoint = _attention(p.under(piece.name), h, cfg, backend)
+                h, back = _attention(p.under(piece.name), h, cfg, backend)
             else:
-                h, adjoint = _resample(piece.kind, p.under(piece.name), h, backend)
-            tape.append((piece, adjoint))
+                h, back = _resample(piece.kind, p.under(piece.name), h, backend)
+            if adjoint:
+                tape.append((piece, back))
         h, norm_out = backend.group_norm(h, p["norm_out/gamma"], p["norm_out/beta"], cfg.groups, silu=True)
         output, conv_out = backend.conv3x3(h, p["conv_out/W"], p["conv_out/b"])
 
         def backward(d_output: Array) -> tuple[Array, Params]:
             if not tape:
-                raise RuntimeError("backward was called already; it frees its arrays as it goes")
+                raise RuntimeError(
+                    "backward can be called once, and not after adjoint=False: it frees its arrays as it goes"
+                )
             g = params.like(np.empty_like(params.vector))
             d, g["conv_out/W"], g["conv_out/b"] = conv_out(d_output)
             d, g["norm_out/gamma"], g["norm_out/beta"] = norm_out(d)
             d_temb = np.zeros_like(temb)
             d_skips: list[Array] = []
             while tape:
-                piece, adjoint = tape.pop()
+                piece, back = tape.pop()
                 if piece.kind == "pop":
                     d_skips.append(d[..., piece.c_in :])
                     d = d[..., : piece.c_in]
                 elif piece.kind == "push":
                     d = d + d_skips.pop()
                 elif piece.kind == "block":
-                    d, d_temb_here = adjoint(d, g.under(piece.name))
+                    d, d_temb_here = back(d, g.under(piece.name))
                     d_temb += d_temb_here
                 else:
-                    d = adjoint(d, g.under(piece.name))
+                    d = back(d, g.under(piece.name))
             dx, g["conv_in/W"], g["conv_in/b"] = conv_in(d)
             temb_back(d_temb, g.under("temb"))
             return dx, g
@@ -145,7 +156,7 @@ class UNet:
 # --- the pieces ------------------------------------------------------------------------------------------------------
 
 
-def _once(d: Array, _g: Scope) -> Array:
+def _no_adjoint(d: Array, _g: Scope) -> Array:
     """The adjoint slot of a piece that has none of its own (push, pop)."""
     return d
 
