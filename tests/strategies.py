@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ddpm_ref import Schedule, output_from_x_0, q_sample
-
-Array = Any
+from ddpm_ref.checks import Array
 
 
 def schedule_of(beta: Sequence[float] | Array) -> Schedule:
@@ -31,8 +30,11 @@ schedules = betas.map(schedule_of)
 seeds = st.integers(0, 2**32 - 1)
 
 
+Case = tuple[Schedule, Array, Array, Array]
+
+
 @st.composite
-def noised(draw: Any) -> tuple[Schedule, Array, Array, Array]:
+def noised(draw: Any) -> Case:
     """A schedule, a batch x_0, its own step t for each image, and ε."""
     schedule = draw(schedules)
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=3))
@@ -81,7 +83,11 @@ def gradient_per_image(loss: Callable[[Array], Array], output: Array, h: float =
     for place in np.ndindex(output.shape[1:]):
         unit = np.zeros(output.shape[1:])
         unit[place] = 1
-        gradient[(slice(None), *place)] = derivative(lambda s, unit=unit: loss(output + s * unit), 0.0, h)
+
+        def moved(s: float, unit: Array = unit) -> Array:
+            return loss(output + s * unit)
+
+        gradient[(slice(None), *place)] = derivative(moved, 0.0, h)
     return gradient
 
 

@@ -1,5 +1,7 @@
 """The discretised decoder of Eq. 13, its gradient, and log Φ in both tails."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from scipy import special, stats
 from strategies import derivative
 
 from ddpm_ref import Schedule, discretized_gaussian_log_likelihood, reverse_variance
+from ddpm_ref.checks import Array
 from ddpm_ref.gaussian import erfcx, log_normal_cdf
 
 U = np.finfo(np.float64).eps
@@ -17,21 +20,21 @@ means = st.floats(-3, 3)
 variances = st.floats(-12, 1).map(np.exp)
 
 
-def grid(levels):
+def grid(levels: int) -> Array:
     return np.linspace(-1, 1, levels)
 
 
-def log_p(x_0, mean, var, levels):
+def log_p(x_0: Any, mean: Any, var: Any, levels: int) -> Array:
     return discretized_gaussian_log_likelihood(np.asarray(x_0), np.asarray(mean), np.asarray(var), levels)[0]
 
 
-def edges(x, levels):
+def edges(x: Any, levels: int) -> tuple[Array, Array]:
     """Both edges of x's bin, ±∞ outside the grid."""
     half = 1 / (levels - 1)
     return np.where(x <= -1, -np.inf, x - half), np.where(x >= 1, np.inf, x + half)
 
 
-def by_scipy(x, mean, var, levels):
+def by_scipy(x: Any, mean: Any, var: Any, levels: int) -> tuple[Array, Array]:
     """log(Φ(b) - Φ(a)) through log_ndtr, and the relative error its cancellation leaves."""
     a, b = ((edge - mean) / np.sqrt(var) for edge in edges(x, levels))
     a, b = np.where(a + b > 0, -b, a), np.where(a + b > 0, -a, b)
@@ -40,7 +43,7 @@ def by_scipy(x, mean, var, levels):
     return upper + np.log(kept), 4 * U * (4 - upper) / kept
 
 
-def by_quadrature(x, mean, var, levels, nodes=40):
+def by_quadrature(x: Any, mean: Any, var: Any, levels: int, nodes: int = 40) -> tuple[Array, Array, Array]:
     """log p, d log p / d mean and d log p / d var of inner bins by Gauss-Legendre: all terms positive, none cancel."""
     u, weight = np.polynomial.legendre.leggauss(nodes)
     d = (x[:, None] + u / (levels - 1) - mean) / np.sqrt(var)
@@ -60,14 +63,14 @@ def by_quadrature(x, mean, var, levels, nodes=40):
 
 @pytest.mark.parametrize("levels", LEVELS)
 @given(mean=means, var=variances)
-def test_the_probabilities_of_all_grey_levels_sum_to_1(levels, mean, var):
+def test_the_probabilities_of_all_grey_levels_sum_to_1(levels: int, mean: Any, var: Any) -> None:
     logs = log_p(grid(levels), mean, var, levels)
     np.testing.assert_allclose(special.logsumexp(logs), 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
 @given(mean=means, var=variances)
-def test_each_probability_is_the_difference_of_two_normal_cdfs(levels, mean, var):
+def test_each_probability_is_the_difference_of_two_normal_cdfs(levels: int, mean: Any, var: Any) -> None:
     x = grid(levels)[:: max(1, levels // 300)]
     expected, error = by_scipy(x, mean, var, levels)
     known = error < 1e-3
@@ -77,7 +80,7 @@ def test_each_probability_is_the_difference_of_two_normal_cdfs(levels, mean, var
 
 @pytest.mark.parametrize("levels", [17, 256, 65536])
 @given(mean=means, deviation=st.floats(-1, 3).map(np.exp))
-def test_inner_bins_are_the_integral_of_the_density(levels, mean, deviation):
+def test_inner_bins_are_the_integral_of_the_density(levels: int, mean: Any, deviation: float) -> None:
     half = 1 / (levels - 1)
     var = (deviation * half) ** 2
     x = grid(levels)[1:-1]
@@ -92,7 +95,7 @@ def test_inner_bins_are_the_integral_of_the_density(levels, mean, deviation):
     np.testing.assert_allclose(got_var * var, d_var * var, rtol=0, atol=1000 * error)
 
 
-def test_the_outermost_bins_reach_to_infinity():
+def test_the_outermost_bins_reach_to_infinity() -> None:
     for levels in LEVELS:
         half = 1 / (levels - 1)
         logs = log_p([-1.0, 1.0], 0.3, 0.04, levels)
@@ -100,25 +103,25 @@ def test_the_outermost_bins_reach_to_infinity():
         np.testing.assert_allclose(logs, expected, rtol=1e-12)
 
 
-def test_two_levels_split_the_line_at_zero():
+def test_two_levels_split_the_line_at_zero() -> None:
     np.testing.assert_allclose(log_p([-1.0, 1.0], 0.5, 0.25, 2), special.log_ndtr([-1.0, 1.0]), rtol=1e-14)
 
 
 @given(means, variances, levels_of_images)
-def test_mirroring_data_and_mean_changes_nothing(mean, var, levels):
+def test_mirroring_data_and_mean_changes_nothing(mean: Any, var: Any, levels: int) -> None:
     x = grid(levels)[:: max(1, levels // 100)]
     np.testing.assert_allclose(log_p(x, mean, var, levels), log_p(-x, -mean, var, levels), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_float32_grey_levels_fall_into_their_own_bins(dtype):
+def test_float32_grey_levels_fall_into_their_own_bins(dtype: Any) -> None:
     for levels in LEVELS:
         x = grid(levels).astype(dtype)
         total = special.logsumexp(log_p(x, dtype(0.1), dtype(0.25), levels))
         np.testing.assert_allclose(total, 0, atol=1e-12 if dtype is np.float64 else 1e-6)
 
 
-def test_it_broadcasts_as_the_reverse_step_does_and_is_float64():
+def test_it_broadcasts_as_the_reverse_step_does_and_is_float64() -> None:
     x_0 = np.zeros((2, 3, 3, 1), np.float32)
     value, backward = discretized_gaussian_log_likelihood(x_0, x_0 + 1, np.full((2, 1, 1, 1), 0.1, np.float32), 3)
     assert value.shape == x_0.shape and value.dtype == np.float64
@@ -131,7 +134,7 @@ def test_it_broadcasts_as_the_reverse_step_does_and_is_float64():
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("side", [-1, 1])
 @pytest.mark.parametrize("far", [40, 100, 1e4])
-def test_far_tails_are_finite_and_right(levels, side, far):
+def test_far_tails_are_finite_and_right(levels: int, side: int, far: float) -> None:
     sigma = 0.1
     x = np.unique(np.r_[grid(levels)[:: max(1, levels // 50)], 1.0])
     mean = side * (1 + far * sigma)
@@ -150,7 +153,7 @@ def test_far_tails_are_finite_and_right(levels, side, far):
     assert (d * d <= moment * slack).all() and (moment <= (d * d + 2) * slack).all()
 
 
-def test_the_certain_level_costs_nothing():
+def test_the_certain_level_costs_nothing() -> None:
     value, backward = discretized_gaussian_log_likelihood(
         np.array([-1.0, 1.0]), np.array([-50.0, 50.0]), np.full(2, 0.01), 256
     )
@@ -164,7 +167,7 @@ def test_the_certain_level_costs_nothing():
     st.lists(st.tuples(st.floats(0, 1), st.floats(-2, 2), st.floats(-3, 1)), min_size=1, max_size=8),
     st.sampled_from([2, 3, 17, 256]),
 )
-def test_the_gradient_is_that_of_the_value(elements, levels):
+def test_the_gradient_is_that_of_the_value(elements: Any, levels: int) -> None:
     place, mean, log_var = np.array(elements).T
     x, var = grid(levels)[np.rint(place * (levels - 1)).astype(int)], np.exp(log_var)
     d = np.cos(np.arange(len(x)))
@@ -181,7 +184,7 @@ def test_the_gradient_is_that_of_the_value(elements, levels):
 # --- L_0 of the paper ------------------------------------------------------------------------------------------------
 
 
-def test_the_papers_distortion_beside_exact_and_noisy_means():
+def test_the_papers_distortion_beside_exact_and_noisy_means() -> None:
     """E[L_0] in bits/dim at x_0 = 0 with σ_1² = β̃_2: for the exact mean, and for errors ~ N(0, β̃_2)."""
     var = reverse_variance(Schedule.linear(), "beta")[1]
     assert f"{-log_p(0.0, 0.0, var, 256) / np.log(2):.4f}" == "1.3054"
@@ -193,7 +196,7 @@ def test_the_papers_distortion_beside_exact_and_noisy_means():
 
 
 @pytest.mark.parametrize("levels", [1, 0, -256, 256.0, True, None])
-def test_levels_must_be_an_integer_of_2_or_more(levels):
+def test_levels_must_be_an_integer_of_2_or_more(levels: int) -> None:
     with pytest.raises(ValueError, match=f"levels: wanted an integer >= 2, got {levels!r}"):
         log_p(0.0, 0.0, 1.0, levels)
 
@@ -201,25 +204,25 @@ def test_levels_must_be_an_integer_of_2_or_more(levels):
 # --- Φ ---------------------------------------------------------------------------------------------------------------
 
 
-def test_erfcx_agrees_with_scipy():
+def test_erfcx_agrees_with_scipy() -> None:
     y = np.r_[0, np.geomspace(1e-300, 1e300, 20_001), np.linspace(0, 60, 20_001)]
     np.testing.assert_allclose(erfcx(y), special.erfcx(y), rtol=5e-15)
     assert erfcx(np.inf) == 0
     assert erfcx(np.float32(2)).dtype == np.float64
 
 
-def test_log_normal_cdf_agrees_with_scipy_in_both_tails():
+def test_log_normal_cdf_agrees_with_scipy_in_both_tails() -> None:
     x = np.r_[np.linspace(-1000, -8, 5001), np.linspace(-8, 8, 5001), 0.0]
     np.testing.assert_allclose(log_normal_cdf(x), special.log_ndtr(x), rtol=1e-13)
     assert log_normal_cdf(np.float32(-1)).dtype == np.float64
 
 
 @given(st.floats(-30, 8))
-def test_log_normal_cdf_of_both_sides_sums_to_1(x):
+def test_log_normal_cdf_of_both_sides_sums_to_1(x: Any) -> None:
     np.testing.assert_allclose(np.logaddexp(log_normal_cdf(x), log_normal_cdf(-x)), 0, atol=1e-15)
 
 
-def test_log_normal_cdf_far_out_follows_mills_ratio():
+def test_log_normal_cdf_far_out_follows_mills_ratio() -> None:
     for x in (1e3, 1e5, 1e8):
         expected = stats.norm.logpdf(x) - np.log(x) + np.log1p(-1 / x**2)
         np.testing.assert_allclose(log_normal_cdf(-x), expected, rtol=1e-13)

@@ -1,22 +1,26 @@
 """The forward process and its posterior: Eqs. 2, 4, 6, 7, 15 against each other and against Bayes' rule."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import expand, noised, schedule_of, schedules, seeds, short
+from strategies import Case, expand, noised, schedule_of, schedules, seeds, short
 
 from ddpm_ref import SCHEDULES, Schedule, predict_eps, predict_x_0, q_mean_var, q_posterior, q_sample, q_step
+from ddpm_ref.checks import Array
 
 ROUNDING = np.finfo(np.float64).eps
-LINEAR = Schedule.linear()
+LINEAR = schedule_of(np.linspace(1e-4, 0.02, 1000))
 
 
-def rng_normal(seed, *shape):
+def rng_normal(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def responses(schedule, T):
+def responses(schedule: Schedule, T: int) -> Array:
     """How x_0 … x_T each depend on (x_0, ε_1, …, ε_T), by Eq. 2 alone: rows of a (T+1, T+1) matrix."""
     units = np.eye(T + 1)
     rows = [units[0]]
@@ -29,7 +33,7 @@ def responses(schedule, T):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_t_single_steps_have_the_moments_of_one_jump(name):
+def test_t_single_steps_have_the_moments_of_one_jump(name: str) -> None:
     schedule = schedule_of(SCHEDULES[name](1000).beta[1:][::40])
     rows = responses(schedule, schedule.T)
     for t in range(1, schedule.T + 1):
@@ -39,7 +43,7 @@ def test_t_single_steps_have_the_moments_of_one_jump(name):
 
 
 @given(schedules, seeds)
-def test_q_sample_is_q_step_t_times_with_the_composed_noise(schedule, seed):
+def test_q_sample_is_q_step_t_times_with_the_composed_noise(schedule: Schedule, seed: int) -> None:
     x_0, *eps = rng_normal(seed, schedule.T + 1, 3, 2)
     rows = responses(schedule, schedule.T)
     x_t = x_0
@@ -50,14 +54,14 @@ def test_q_sample_is_q_step_t_times_with_the_composed_noise(schedule, seed):
 
 
 @given(noised())
-def test_q_sample_is_the_mean_plus_the_deviation_times_eps(case):
+def test_q_sample_is_the_mean_plus_the_deviation_times_eps(case: Case) -> None:
     schedule, x_0, t, eps = case
     mean, var = q_mean_var(schedule, x_0, t)
     assert var.shape == (len(x_0),) + (1,) * (x_0.ndim - 1)
     np.testing.assert_allclose(q_sample(schedule, x_0, t, eps), mean + np.sqrt(var) * eps, rtol=1e-14, atol=1e-14)
 
 
-def test_unit_variance_data_keep_unit_variance():
+def test_unit_variance_data_keep_unit_variance() -> None:
     abar = LINEAR.alpha_bar[1:]
     t = np.arange(1, 1001)
     signal, noise = (
@@ -71,7 +75,7 @@ def test_unit_variance_data_keep_unit_variance():
 
 
 @given(schedules, st.floats(-2, 2), st.floats(-3, 3))
-def test_q_posterior_is_bayes_rule_on_the_joint_gaussian(schedule, x_0, x_t):
+def test_q_posterior_is_bayes_rule_on_the_joint_gaussian(schedule: Schedule, x_0: Any, x_t: Any) -> None:
     rows = responses(schedule, schedule.T)
     for t in range(1, schedule.T + 1):
         pair = rows[[t - 1, t]]
@@ -83,7 +87,7 @@ def test_q_posterior_is_bayes_rule_on_the_joint_gaussian(schedule, x_0, x_t):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_at_the_last_step_the_posterior_is_x_0_itself(dtype):
+def test_at_the_last_step_the_posterior_is_x_0_itself(dtype: Any) -> None:
     for schedule in (LINEAR, short(10), Schedule.jsd(1)):
         x_0, x_t = rng_normal(0, 2, 4, 3).astype(dtype)
         mean, var = q_posterior(schedule, x_0, x_t, 1)
@@ -93,7 +97,7 @@ def test_at_the_last_step_the_posterior_is_x_0_itself(dtype):
 
 
 @given(noised())
-def test_the_posterior_of_x_t_averages_to_the_marginal_of_x_prev(case):
+def test_the_posterior_of_x_t_averages_to_the_marginal_of_x_prev(case: Case) -> None:
     """With x_t ~ q(x_t | x_0): mean √ᾱ_{t-1} x_0 and variance 1 - ᾱ_{t-1}."""
     schedule, x_0, t, _ = case
     x_t, var_t = q_mean_var(schedule, x_0, t)
@@ -113,7 +117,7 @@ def test_the_posterior_of_x_t_averages_to_the_marginal_of_x_prev(case):
 
 
 @given(noised())
-def test_predict_x_0_inverts_q_sample(case):
+def test_predict_x_0_inverts_q_sample(case: Case) -> None:
     schedule, x_0, t, eps = case
     x_t = q_sample(schedule, x_0, t, eps)
     # Rounding of x_t and of both products, divided by √ᾱ_t.
@@ -122,14 +126,14 @@ def test_predict_x_0_inverts_q_sample(case):
 
 
 @given(noised())
-def test_predict_eps_inverts_q_sample(case):
+def test_predict_eps_inverts_q_sample(case: Case) -> None:
     schedule, x_0, t, eps = case
     x_t = q_sample(schedule, x_0, t, eps)
     bound = 8 * ROUNDING * (np.abs(x_t) + np.abs(x_0) + np.abs(eps)) / np.sqrt(1 - expand(schedule.alpha_bar, t, x_0))
     assert (np.abs(predict_eps(schedule, x_t, t, x_0) - eps) <= bound).all()
 
 
-def test_at_the_end_of_jsd_x_0_cannot_be_predicted_and_the_error_says_why():
+def test_at_the_end_of_jsd_x_0_cannot_be_predicted_and_the_error_says_why() -> None:
     jsd = Schedule.jsd(10)
     x = np.ones((3, 2))
     with pytest.raises(ValueError, match=r"t = 10: alpha_bar_t = 0 in schedule 'jsd' \(beta_10 = 1\).*cannot give x_0"):
@@ -141,7 +145,7 @@ def test_at_the_end_of_jsd_x_0_cannot_be_predicted_and_the_error_says_why():
 
 # --- steps, dtypes, errors -------------------------------------------------------------------------------------------
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "q_step": lambda s, x, t, y: q_step(s, x, t, y),
     "q_sample": lambda s, x, t, y: q_sample(s, x, t, y),
     "q_mean_var": lambda s, x, t, y: q_mean_var(s, x, t),
@@ -152,13 +156,13 @@ FUNCTIONS = {
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
-def results(value):
+def results(value: Any) -> tuple[Array, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
 @every_function
 @given(case=noised())
-def test_one_step_for_all_is_that_step_for_each(function, case):
+def test_one_step_for_all_is_that_step_for_each(function: Callable[..., Any], case: Case) -> None:
     schedule, x, t, y = case
     step = int(t[0])
     for one, each in zip(
@@ -169,7 +173,7 @@ def test_one_step_for_all_is_that_step_for_each(function, case):
 
 @every_function
 @given(case=noised())
-def test_each_image_is_treated_at_its_own_step(function, case):
+def test_each_image_is_treated_at_its_own_step(function: Callable[..., Any], case: Case) -> None:
     schedule, x, t, y = case
     together = [np.broadcast_to(r, x.shape) for r in results(function(schedule, x, t, y))]
     for n in range(len(x)):
@@ -181,7 +185,7 @@ def test_each_image_is_treated_at_its_own_step(function, case):
 @every_function
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("t", [1, np.int32(7), np.array([1, 500, 1000])])
-def test_results_keep_the_dtype_and_inputs_stay_as_they_were(function, dtype, t):
+def test_results_keep_the_dtype_and_inputs_stay_as_they_were(function: Callable[..., Any], dtype: Any, t: Any) -> None:
     x, y = rng_normal(1, 2, 3, 2, 2, 1).astype(dtype)
     before = x.copy(), y.copy()
     for result in results(function(LINEAR, x, t, y)):
@@ -190,7 +194,7 @@ def test_results_keep_the_dtype_and_inputs_stay_as_they_were(function, dtype, t)
 
 
 @every_function
-def test_float32_loses_only_the_rounding_of_the_data(function):
+def test_float32_loses_only_the_rounding_of_the_data(function: Callable[..., Any]) -> None:
     """The coefficients are float64 until they multiply: in float32 1 - ᾱ_1 is wrong in its fourth digit."""
     t = np.arange(1, 1001)
     x, y = rng_normal(2, 2, 1000).astype(np.float32)
@@ -216,7 +220,7 @@ def test_float32_loses_only_the_rounding_of_the_data(function):
         (np.array([[1], [2], [3]]), r"got shape \(3, 1\)"),
     ],
 )
-def test_a_bad_step_is_an_error_that_says_what_came(function, t, message):
+def test_a_bad_step_is_an_error_that_says_what_came(function: Callable[..., Any], t: Any, message: str) -> None:
     x = np.zeros((3, 2))
     with pytest.raises(ValueError, match=message):
         function(LINEAR, x, t, x)
@@ -227,17 +231,18 @@ def test_a_bad_step_is_an_error_that_says_what_came(function, t, message):
     ("x", "came"),
     [
         (np.zeros((3, 2), np.uint8), "dtype uint8"),
+        (np.zeros((3, 2), int), "dtype int64"),
         ([[0.0, 1.0]] * 3, "list"),
         (np.zeros((3, 2), complex), "dtype complex128"),
     ],
 )
-def test_unscaled_or_unarrayed_images_are_an_error(function, x, came):
+def test_unscaled_or_unarrayed_images_are_an_error(function: Callable[..., Any], x: Any, came: str) -> None:
     with pytest.raises(ValueError, match=rf"x\w+: wanted a floating array \(images in \[-1, 1\]\), got {came}"):
         function(LINEAR, x, 1, np.zeros((3, 2)))
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "q_mean_var"])
-def test_shapes_must_be_equal_not_just_broadcast(name):
+def test_shapes_must_be_equal_not_just_broadcast(name: str) -> None:
     for other in (np.zeros((3, 1)), np.zeros((1, 2)), np.zeros(2), np.zeros((3, 2, 1))):
         with pytest.raises(ValueError, match=r"wanted the shape of x\w+, \(.*\), got \("):
             FUNCTIONS[name](LINEAR, np.zeros((3, 2)), 1, other)

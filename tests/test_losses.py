@@ -1,5 +1,7 @@
 """Errors, weights and conversions: each loss of the paper with its gradient (Eqs. 8, 12, 14)."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,7 +32,7 @@ every_error = pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 
 
 @given(batch_shapes, seeds)
-def test_simple_loss_is_the_mean_over_all_elements_with_gradient_2r_over_their_number(shape, seed):
+def test_simple_loss_is_the_mean_over_all_elements_with_gradient_2r_over_their_number(shape: Any, seed: int) -> None:
     b = training_batch(seed, shape)
     loss, gradient = simple_loss(b.output, b.eps)
     assert type(loss) is float
@@ -40,14 +42,14 @@ def test_simple_loss_is_the_mean_over_all_elements_with_gradient_2r_over_their_n
 
 @every_error
 @given(shape=batch_shapes, seed=seeds)
-def test_an_errors_gradient_is_that_of_its_value(error, shape, seed):
+def test_an_errors_gradient_is_that_of_its_value(error: Any, shape: Any, seed: int) -> None:
     b = training_batch(seed, shape)
     losses = error(b.output, b.eps)
     assert losses.per_image.shape == shape[:1]
     assert_gradient(losses.d_output, gradient_per_image(lambda y: error(y, b.eps).per_image, b.output))
 
 
-def test_errors_are_means_over_each_image_of_r2_abs_r_and_the_pseudo_square():
+def test_errors_are_means_over_each_image_of_r2_abs_r_and_the_pseudo_square() -> None:
     r = np.array([[0.0, 3.0], [-0.5, -2.0]])
     zero = np.zeros((2, 2))
     np.testing.assert_allclose(squared_error(r, zero).per_image, [4.5, 2.125])
@@ -58,7 +60,7 @@ def test_errors_are_means_over_each_image_of_r2_abs_r_and_the_pseudo_square():
 
 
 @given(batch_shapes, seeds)
-def test_huber_tends_to_half_the_square_for_large_delta_and_to_delta_abs_r_for_small(shape, seed):
+def test_huber_tends_to_half_the_square_for_large_delta_and_to_delta_abs_r_for_small(shape: Any, seed: int) -> None:
     b = training_batch(seed, shape)
     for delta, error, factor in [(1e3, squared_error, 0.5), (1e-6, absolute_error, 1e-6)]:
         got, limit = huber_error(b.output, b.eps, delta), error(b.output, b.eps)
@@ -67,13 +69,13 @@ def test_huber_tends_to_half_the_square_for_large_delta_and_to_delta_abs_r_for_s
 
 
 @pytest.mark.parametrize("delta", [0, -1.0, float("nan")])
-def test_huber_wants_a_positive_delta(delta):
+def test_huber_wants_a_positive_delta(delta: float) -> None:
     with pytest.raises(ValueError, match=f"delta: wanted a number > 0, got {delta}"):
         huber_error(np.zeros((2, 2)), np.zeros((2, 2)), delta)
 
 
 @every_error
-def test_errors_want_two_floating_arrays_of_one_shape(error):
+def test_errors_want_two_floating_arrays_of_one_shape(error: Any) -> None:
     with pytest.raises(ValueError, match=r"target: wanted the shape of output, \(3, 2\), got \(3, 1\)"):
         error(np.zeros((3, 2)), np.zeros((3, 1)))
     with pytest.raises(ValueError, match="target: wanted a floating array"):
@@ -83,7 +85,7 @@ def test_errors_want_two_floating_arrays_of_one_shape(error):
 # --- weights and conversions -----------------------------------------------------------------------------------------
 
 
-def test_eq_12_is_eq_8_times_the_slope_squared_and_its_own_formula():
+def test_eq_12_is_eq_8_times_the_slope_squared_and_its_own_formula() -> None:
     s = Schedule.linear()
     for var in ("beta", "beta_tilde"):
         sigma2 = reverse_variance(s, var)[1:]
@@ -97,12 +99,12 @@ def test_eq_12_is_eq_8_times_the_slope_squared_and_its_own_formula():
             assert weights[predicts].shape == (1001,) and weights[predicts][0] == 0
 
 
-def test_the_papers_loss_weighs_small_t_less_than_the_bound_does():
+def test_the_papers_loss_weighs_small_t_less_than_the_bound_does() -> None:
     weights = bound_weights(Schedule.linear())
     assert weights[2] > 5 * weights[100] > 5 * weights[500]
 
 
-def test_weighted_combine_and_batch_mean_act_on_value_and_gradient_alike():
+def test_weighted_combine_and_batch_mean_act_on_value_and_gradient_alike() -> None:
     rng = np.random.default_rng(0)
     a, b = (Losses(rng.random(3), rng.random((3, 2, 2))) for _ in range(2))
     w = np.array([1.0, 0.5, 3.0])
@@ -118,7 +120,7 @@ def test_weighted_combine_and_batch_mean_act_on_value_and_gradient_alike():
     np.testing.assert_allclose(gradient, a.d_output / 3)
 
 
-def test_log_variance_weighting_is_optimal_where_s_is_the_log_of_the_loss():
+def test_log_variance_weighting_is_optimal_where_s_is_the_log_of_the_loss() -> None:
     losses = Losses(np.array([0.5, 2.0, 2.0]), np.ones((3, 2)))
     t = np.array([1, 4, 4])
     s = np.zeros(7)

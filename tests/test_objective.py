@@ -1,6 +1,7 @@
 """One term of the bound, and the objective of a training run, with their gradients (Eqs. 5, 8, 12-14)."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from strategies import SIX, assert_gradient, batch_shapes, gradient_per_image, g
 
 from ddpm_ref import (
     PARAMETRISATIONS,
+    Losses,
     Objective,
     absolute_error,
     batch_mean,
@@ -26,23 +28,24 @@ from ddpm_ref import (
     squared_error,
     weighted,
 )
+from ddpm_ref.checks import Array
 from ddpm_ref.gaussian import normal_kl
 
 ERRORS = {"squared": squared_error, "l1": absolute_error, "huber": huber_error}
 every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
 
 
-def bound(b, output=None, **kind):
+def bound(b: Any, output: Any = None, **kind: Any) -> Losses:
     return bound_term(SIX, b.x_0, b.x_t, b.t, b.output if output is None else output, levels=b.levels, **kind)
 
 
-def run(objective, b, output=None, **kind):
+def run(objective: Objective, b: Any, output: Any = None, **kind: Any) -> tuple[Losses, Array | None]:
     output = b.output if output is None else output
     return objective(SIX, b.x_0, b.x_t, b.t, b.eps, output, levels=b.levels, **kind)
 
 
 @st.composite
-def objectives(draw):
+def objectives(draw: Any) -> Objective:
     """Any objective that the constructor takes."""
     var = draw(st.sampled_from(["beta", "beta_tilde", "learned"]))
     w_simple, w_elbo = draw(st.sampled_from([(1.0, 0.0), (0.0, 1.0), (0.7, 0.4), (0.0, 2.0)]))
@@ -56,9 +59,11 @@ def objectives(draw):
 
 
 @every_parametrisation
-@pytest.mark.parametrize("var", ["beta", "beta_tilde", "learned", np.linspace(0.02, 0.3, 7)], ids=str)
+@pytest.mark.parametrize(
+    "var", ["beta", "beta_tilde", "learned", np.linspace(0.02, 0.3, 7)], ids=["beta", "beta_tilde", "learned", "table"]
+)
 @given(shape=batch_shapes, seed=seeds, levels=grey_levels)
-def test_the_bounds_gradient_is_that_of_its_value(predicts, var, shape, seed, levels):
+def test_the_bounds_gradient_is_that_of_its_value(predicts: str, var: Any, shape: Any, seed: int, levels: int) -> None:
     kind = dict(predicts=predicts, var=var)
     b = training_batch(seed, shape, predicts=predicts, var=var, levels=levels)
     assert_gradient(bound(b, **kind).d_output, gradient_per_image(lambda y: bound(b, y, **kind).per_image, b.output))
@@ -66,7 +71,7 @@ def test_the_bounds_gradient_is_that_of_its_value(predicts, var, shape, seed, le
 
 @every_parametrisation
 @pytest.mark.parametrize("var", ["beta", "beta_tilde", "learned"])
-def test_the_bounds_term_is_the_kl_at_t_over_1_and_the_decoder_at_1(predicts, var):
+def test_the_bounds_term_is_the_kl_at_t_over_1_and_the_decoder_at_1(predicts: str, var: Any) -> None:
     b = training_batch(7, (6, 2, 3), predicts=predicts, var=var)
     got = bound(b, predicts=predicts, var=var).per_image
     for n, t in enumerate(b.t):
@@ -82,7 +87,9 @@ def test_the_bounds_term_is_the_kl_at_t_over_1_and_the_decoder_at_1(predicts, va
 @every_parametrisation
 @pytest.mark.parametrize("var", ["beta", "beta_tilde"])
 @given(shape=batch_shapes, seed=seeds)
-def test_eq_8_over_t_1_the_bound_is_the_weighted_square_plus_a_constant(predicts, var, shape, seed):
+def test_eq_8_over_t_1_the_bound_is_the_weighted_square_plus_a_constant(
+    predicts: str, var: Any, shape: Any, seed: int
+) -> None:
     b = training_batch(seed, shape, predicts=predicts)
     b.t = np.maximum(b.t, 2)
     target = output_from_x_0(SIX, b.x_t, b.t, b.x_0, predicts)
@@ -94,7 +101,7 @@ def test_eq_8_over_t_1_the_bound_is_the_weighted_square_plus_a_constant(predicts
     np.testing.assert_allclose(term.d_output, square.d_output, rtol=1e-8, atol=1e-8)
 
 
-def test_the_bound_takes_one_step_for_all():
+def test_the_bound_takes_one_step_for_all() -> None:
     b = training_batch(3, (3, 4))
     for t in (1, 4):
         one = bound_term(SIX, b.x_0, b.x_t, t, b.output, levels=17)
@@ -104,7 +111,7 @@ def test_the_bound_takes_one_step_for_all():
 
 
 @every_parametrisation
-def test_clip_stops_the_gradient_where_x_0_was_clipped_and_only_there(predicts):
+def test_clip_stops_the_gradient_where_x_0_was_clipped_and_only_there(predicts: str) -> None:
     b = training_batch(11, (24, 3, 2), predicts=predicts)
     b.t[:4] = 1
     x_0 = p_mean_var(SIX, b.x_t, b.t, b.output, predicts=predicts).x_0
@@ -114,17 +121,18 @@ def test_clip_stops_the_gradient_where_x_0_was_clipped_and_only_there(predicts):
     assert (with_clip.d_output[clipped] == 0).all()
     np.testing.assert_allclose(with_clip.d_output[~clipped], without.d_output[~clipped], rtol=1e-9)
     differences = gradient_per_image(lambda y: bound(b, y, predicts=predicts, clip=True).per_image, b.output)
-    assert_gradient(with_clip.d_output, differences)
+    smooth = np.abs(np.abs(x_0) - 1) > 0.01  # the differences must not step over the kink
+    assert_gradient(with_clip.d_output[smooth], differences[smooth])
 
 
-def test_a_perfect_output_with_beta_tilde_costs_nothing_but_the_decoder():
+def test_a_perfect_output_with_beta_tilde_costs_nothing_but_the_decoder() -> None:
     b = training_batch(5, (6, 4))
     term = bound(b, b.eps, var="beta_tilde")
     np.testing.assert_allclose(term.per_image[b.t > 1], 0, atol=1e-13)
     assert (term.per_image[b.t == 1] > 0.01).all()
 
 
-def test_the_bound_refuses_a_variance_of_0_and_bad_arguments():
+def test_the_bound_refuses_a_variance_of_0_and_bad_arguments() -> None:
     b = training_batch(1, (3, 4))
     for refused in (lambda: bound(b, var=np.zeros(7)), lambda: bound_weights(SIX, var=np.zeros(7))):
         with pytest.raises(ValueError, match=r"var: .* every sigma_t\^2 > 0, since"):
@@ -144,21 +152,25 @@ def test_the_bound_refuses_a_variance_of_0_and_bad_arguments():
 
 
 @given(objectives(), batch_shapes, seeds, grey_levels, st.booleans())
-def test_an_objectives_gradient_is_that_of_its_value(objective, shape, seed, levels, learned_weights):
+def test_an_objectives_gradient_is_that_of_its_value(
+    objective: Objective, shape: Any, seed: int, levels: int, learned_weights: bool
+) -> None:
     b = training_batch(seed, shape, predicts=objective.predicts, var=objective.var, levels=levels)
     s = np.linspace(-1, 1, 7) if learned_weights else None
     losses, d_s = run(objective, b, log_variance=s)
     differences = gradient_per_image(lambda y: run(objective, b, y, log_variance=s)[0].per_image, b.output)
     assert_gradient(losses.d_output, differences)
-    if s is None:
-        assert d_s is None
+    if s is None or d_s is None:
+        assert s is d_s
     else:
         up, down = (run(objective, b, log_variance=s + d)[0].per_image for d in (1e-5, -1e-5))
         np.testing.assert_allclose(d_s, (up - down) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
 @given(objectives(), st.sampled_from([np.float32, np.float64]), st.booleans())
-def test_losses_are_float64_and_gradients_keep_the_outputs_dtype(objective, dtype, learned_weights):
+def test_losses_are_float64_and_gradients_keep_the_outputs_dtype(
+    objective: Objective, dtype: Any, learned_weights: bool
+) -> None:
     b = training_batch(0, (3, 2, 2), predicts=objective.predicts, var=objective.var)
     for name in ("x_0", "x_t", "eps", "output"):
         setattr(b, name, getattr(b, name).astype(dtype))
@@ -171,7 +183,7 @@ def test_losses_are_float64_and_gradients_keep_the_outputs_dtype(objective, dtyp
 
 @every_parametrisation
 @pytest.mark.parametrize("var", ["beta", "beta_tilde"])
-def test_an_objective_is_the_weighted_sum_of_its_parts(predicts, var):
+def test_an_objective_is_the_weighted_sum_of_its_parts(predicts: str, var: Any) -> None:
     b = training_batch(2, (5, 2, 2), predicts=predicts)
     target = output_from_x_0(SIX, b.x_t, b.t, b.x_0, predicts)
     bare = Objective(predicts, var)
@@ -185,7 +197,7 @@ def test_an_objective_is_the_weighted_sum_of_its_parts(predicts, var):
 
 
 @every_parametrisation
-def test_l_simple_sends_no_gradient_to_learned_variances(predicts):
+def test_l_simple_sends_no_gradient_to_learned_variances(predicts: str) -> None:
     b = training_batch(4, (3, 2, 2), predicts=predicts, var="learned")
     mixed, _ = run(Objective(predicts, "learned", w_simple=1, w_elbo=0.5), b)
     only_bound, _ = run(Objective(predicts, "learned", w_simple=0, w_elbo=0.5), b)
@@ -196,7 +208,7 @@ def test_l_simple_sends_no_gradient_to_learned_variances(predicts):
     np.testing.assert_allclose((mixed.d_output - only_bound.d_output)[..., :2], simple.d_output, rtol=1e-9, atol=1e-9)
 
 
-def test_the_default_objective_is_l_simple_on_eps():
+def test_the_default_objective_is_l_simple_on_eps() -> None:
     b = training_batch(6, (4, 3))
     loss, gradient = batch_mean(run(Objective(), b)[0])
     expected, expected_gradient = simple_loss(b.output, b.eps)
@@ -220,12 +232,12 @@ def test_the_default_objective_is_l_simple_on_eps():
     ],
     ids=str,
 )
-def test_an_objective_that_makes_no_sense_is_an_error(wrong, message):
+def test_an_objective_that_makes_no_sense_is_an_error(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Objective(**wrong)
 
 
-def test_the_papers_objectives_of_table_2_are_allowed():
+def test_the_papers_objectives_of_table_2_are_allowed() -> None:
     for predicts in ("eps", "mu"):
         for var in ("beta", "learned"):
             assert Objective(predicts, var, w_simple=0.0, w_elbo=1.0).w_elbo == 1

@@ -1,10 +1,13 @@
 """The reverse process: parametrisations, variances, and Algorithm 2 (Eqs. 1, 7, 11, 15; §3.2)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import expand, noised, schedule_of, schedules
+from strategies import Case, expand, noised, schedule_of, schedules
 
 from ddpm_ref import (
     PARAMETRISATIONS,
@@ -22,16 +25,17 @@ from ddpm_ref import (
     reverse_variance,
     sample,
 )
+from ddpm_ref.checks import Array
 
-LINEAR = Schedule.linear()
+LINEAR = schedule_of(np.linspace(1e-4, 0.02, 1000))
 every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
 
 
-def rng_normal(seed, *shape):
+def rng_normal(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def outputs(schedule, x_0, t, eps):
+def outputs(schedule: Schedule, x_0: Any, t: Any, eps: Array) -> tuple[Array, dict[str, Array]]:
     """x_t, and what a network of each parametrisation should say of it, written out anew."""
     beta, alpha, abar, abar_prev = (
         expand(table, t - shift, x_0)
@@ -45,34 +49,34 @@ def outputs(schedule, x_0, t, eps):
 # --- parametrisations ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given_as", PARAMETRISATIONS)
-@pytest.mark.parametrize("wanted", PARAMETRISATIONS)
+@every_parametrisation
 @given(case=noised())
-def test_every_parametrisation_maps_to_every_other(given_as, wanted, case):
+def test_every_parametrisation_maps_to_x_0_and_to_every_other(predicts: str, case: Case) -> None:
     schedule, _, t, _ = case
     x_t, output = outputs(*case)
-    x_0 = output_to_x_0(schedule, x_t, t, output[given_as], given_as)
+    x_0 = output_to_x_0(schedule, x_t, t, output[predicts], predicts)
     np.testing.assert_allclose(x_0, case[1], rtol=1e-9, atol=1e-9)
-    got = output_from_x_0(schedule, x_t, t, x_0, wanted)
-    np.testing.assert_allclose(got, output[wanted], rtol=1e-8, atol=1e-8)
+    for wanted in PARAMETRISATIONS:
+        got = output_from_x_0(schedule, x_t, t, x_0, wanted)
+        np.testing.assert_allclose(got, output[wanted], rtol=1e-8, atol=1e-8, err_msg=wanted)
 
 
 @given(noised())
-def test_v_is_the_rotation_of_x_0_and_eps(case):
+def test_v_is_the_rotation_of_x_0_and_eps(case: Case) -> None:
     """x_t = √ᾱ x_0 + √(1-ᾱ) ε and v = √ᾱ ε - √(1-ᾱ) x_0: together they keep the length."""
     x_t, output = outputs(*case)
     np.testing.assert_allclose(x_t**2 + output["v"] ** 2, case[1] ** 2 + case[3] ** 2, rtol=1e-12, atol=1e-12)
 
 
 @given(noised())
-def test_eq_11_is_eq_7_at_the_x_0_of_eq_15(case):
+def test_eq_11_is_eq_7_at_the_x_0_of_eq_15(case: Case) -> None:
     schedule, x_t, t, eps = case
     x_0 = predict_x_0(schedule, x_t, t, eps)
     mean = q_posterior(schedule, x_0, x_t, t)[0]
     np.testing.assert_allclose(p_mean(schedule, x_t, t, eps), mean, rtol=1e-11, atol=1e-11)
 
 
-def test_eq_11_is_eq_7_at_the_x_0_of_eq_15_at_every_step_of_the_default_schedule():
+def test_eq_11_is_eq_7_at_the_x_0_of_eq_15_at_every_step_of_the_default_schedule() -> None:
     t = np.arange(1, 1001)
     x_t, eps = rng_normal(0, 2, 1000, 4)
     mean = q_posterior(LINEAR, predict_x_0(LINEAR, x_t, t, eps), x_t, t)[0]
@@ -80,7 +84,7 @@ def test_eq_11_is_eq_7_at_the_x_0_of_eq_15_at_every_step_of_the_default_schedule
 
 
 @given(noised())
-def test_p_mean_var_has_one_mean_for_outputs_that_say_the_same(case):
+def test_p_mean_var_has_one_mean_for_outputs_that_say_the_same(case: Case) -> None:
     schedule, x_0, t, _ = case
     x_t, output = outputs(*case)
     for predicts in PARAMETRISATIONS:
@@ -93,7 +97,7 @@ def test_p_mean_var_has_one_mean_for_outputs_that_say_the_same(case):
 
 @every_parametrisation
 @given(case=noised())
-def test_clip_clips_x_0_and_takes_eq_7_at_it(predicts, case):
+def test_clip_clips_x_0_and_takes_eq_7_at_it(predicts: str, case: Case) -> None:
     schedule, x_0, t, _ = case
     x_t, output = outputs(*case)
     step = p_mean_var(schedule, x_t, t, output[predicts], predicts=predicts, clip=True)
@@ -105,7 +109,7 @@ def test_clip_clips_x_0_and_takes_eq_7_at_it(predicts, case):
 
 @every_parametrisation
 @given(schedule=schedules)
-def test_mean_slope_is_how_the_mean_moves_with_the_output(predicts, schedule):
+def test_mean_slope_is_how_the_mean_moves_with_the_output(predicts: str, schedule: Schedule) -> None:
     t = np.arange(1, schedule.T + 1)
     x_t, output = rng_normal(1, 2, schedule.T)
     up, down = (p_mean_var(schedule, x_t, t, output + d, predicts=predicts).mean for d in (1, -1))
@@ -116,7 +120,7 @@ def test_mean_slope_is_how_the_mean_moves_with_the_output(predicts, schedule):
     assert mean_slope(schedule, 1, predicts) == slope[0]
 
 
-def test_a_mean_of_x_prev_cannot_give_x_0_where_alpha_bar_prev_is_0():
+def test_a_mean_of_x_prev_cannot_give_x_0_where_alpha_bar_prev_is_0() -> None:
     schedule = schedule_of([0.5, 1.0, 0.5])
     x = np.ones((2, 1))
     with pytest.raises(ValueError, match=r"t: alpha_bar_\(t-1\) = 0 in schedule 'custom'"):
@@ -127,7 +131,7 @@ def test_a_mean_of_x_prev_cannot_give_x_0_where_alpha_bar_prev_is_0():
 # --- variances -------------------------------------------------------------------------------------------------------
 
 
-def test_fixed_variances_are_the_tables_but_at_step_1_beta_tilde_2():
+def test_fixed_variances_are_the_tables_but_at_step_1_beta_tilde_2() -> None:
     for var, table in [("beta", LINEAR.beta), ("beta_tilde", LINEAR.beta_tilde)]:
         sigma2 = reverse_variance(LINEAR, var)
         np.testing.assert_array_equal(sigma2[2:], table[2:])
@@ -136,13 +140,15 @@ def test_fixed_variances_are_the_tables_but_at_step_1_beta_tilde_2():
     assert LINEAR.beta_tilde[1] == 0 and LINEAR.beta[1] == 1e-4
 
 
-def test_with_a_single_step_the_fixed_variance_is_beta_1():
+def test_with_a_single_step_the_fixed_variance_is_beta_1() -> None:
     one = Schedule.jsd(1)
     assert reverse_variance(one, "beta")[1] == reverse_variance(one, "beta_tilde")[1] == 1
 
 
 @given(schedules, st.floats(0, 1), st.booleans())
-def test_mixed_variance_lies_between_its_ends_and_rises_with_the_weight(schedule, weight, geometric):
+def test_mixed_variance_lies_between_its_ends_and_rises_with_the_weight(
+    schedule: Schedule, weight: float, geometric: bool
+) -> None:
     low, high = reverse_variance(schedule, "beta_tilde"), reverse_variance(schedule, "beta")
     np.testing.assert_allclose(mixed_variance(schedule, 0, geometric=geometric)[1:], low[1:], rtol=1e-14)
     np.testing.assert_allclose(mixed_variance(schedule, 1, geometric=geometric)[1:], high[1:], rtol=1e-14)
@@ -154,12 +160,12 @@ def test_mixed_variance_lies_between_its_ends_and_rises_with_the_weight(schedule
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
-def test_mixed_variance_wants_a_weight_in_0_1(weight):
+def test_mixed_variance_wants_a_weight_in_0_1(weight: float) -> None:
     with pytest.raises(ValueError, match=rf"weight: wanted a number in \[0, 1\], got {weight}"):
         mixed_variance(LINEAR, weight)
 
 
-def test_a_table_of_the_users_is_taken_as_it_is():
+def test_a_table_of_the_users_is_taken_as_it_is() -> None:
     table = np.linspace(0, 1, 1001)
     np.testing.assert_array_equal(reverse_variance(LINEAR, table), table)
     step = p_mean_var(LINEAR, np.zeros((2, 3)), np.array([1, 500]), np.zeros((2, 3)), var=table)
@@ -176,12 +182,12 @@ BAD_VARIANCES = [
 
 
 @pytest.mark.parametrize(("var", "message"), BAD_VARIANCES)
-def test_a_bad_variance_is_an_error(var, message):
+def test_a_bad_variance_is_an_error(var: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         reverse_variance(LINEAR, var)
 
 
-def test_learned_variances_are_the_exponentials_of_the_second_half_of_the_channels():
+def test_learned_variances_are_the_exponentials_of_the_second_half_of_the_channels() -> None:
     x_t, prediction, log_var = rng_normal(3, 3, 2, 4, 4, 3)
     learned = p_mean_var(LINEAR, x_t, 500, np.concatenate([prediction, log_var], axis=-1), var="learned")
     fixed = p_mean_var(LINEAR, x_t, 500, prediction)
@@ -190,7 +196,7 @@ def test_learned_variances_are_the_exponentials_of_the_second_half_of_the_channe
     np.testing.assert_array_equal(learned.var, np.exp(log_var))
 
 
-def test_learned_variances_want_twice_the_channels():
+def test_learned_variances_want_twice_the_channels() -> None:
     x_t = np.zeros((2, 4, 4, 3))
     with pytest.raises(
         ValueError, match=r'output: var="learned" wants twice the channels of x_t, got shape \(2, 4, 4, 3\)'
@@ -204,25 +210,28 @@ def test_learned_variances_want_twice_the_channels():
 
 
 @every_parametrisation
-@pytest.mark.parametrize("var", ["beta", "beta_tilde", "learned"])
-@given(case=noised(), temperature=st.floats(0, 2))
-def test_p_sample_is_the_mean_plus_temperature_times_sigma_times_z(predicts, var, case, temperature):
+@given(case=noised(), temperature=st.floats(0, 2), var=st.sampled_from(["beta", "beta_tilde", "learned"]))
+def test_p_sample_is_the_mean_plus_temperature_times_sigma_times_z(
+    predicts: str, case: Case, temperature: float, var: str
+) -> None:
     schedule, x_t, t, z = case
     output = x_t if var != "learned" else np.concatenate([x_t, z], axis=-1)
     step = p_mean_var(schedule, x_t, t, output, predicts=predicts, var=var)
-    kind = dict(predicts=predicts, var=var)
-    drawn, x_0 = p_sample(schedule, x_t, t, output, z, temperature=temperature, **kind)
-    scale = np.abs(step.mean) + np.abs(z) * np.sqrt(step.var) + 1
-    assert (np.abs(drawn - step.mean - temperature * np.sqrt(step.var) * z) <= 1e-14 * scale).all()
+    drawn, x_0 = p_sample(schedule, x_t, t, output, z, predicts=predicts, var=var, temperature=temperature)
+    noise = temperature * np.sqrt(step.var) * z
+    assert (np.abs(drawn - (step.mean + noise)) <= 1e-14 * (np.abs(step.mean) + np.abs(noise))).all()
     np.testing.assert_array_equal(x_0, step.x_0)
-    np.testing.assert_array_equal(p_sample(schedule, x_t, t, output, None, **kind)[0], step.mean)
+    without, _ = p_sample(schedule, x_t, t, output, None, predicts=predicts, var=var, temperature=temperature)
+    np.testing.assert_array_equal(without, step.mean)
 
 
 @every_parametrisation
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("var", ["beta", "beta_tilde", "learned", np.full(1001, 0.1)], ids=str)
+@pytest.mark.parametrize(
+    "var", ["beta", "beta_tilde", "learned", np.full(1001, 0.1)], ids=["beta", "beta_tilde", "learned", "table"]
+)
 @pytest.mark.parametrize("clip", [False, True])
-def test_every_result_keeps_the_dtype(predicts, dtype, var, clip):
+def test_every_result_keeps_the_dtype(predicts: str, dtype: Any, var: Any, clip: bool) -> None:
     x, y, z = rng_normal(4, 3, 3, 2, 2, 1).astype(dtype)
     t = np.array([1, 500, 1000])
     wide = np.concatenate([y, z], axis=-1) if isinstance(var, str) and var == "learned" else y
@@ -238,7 +247,7 @@ def test_every_result_keeps_the_dtype(predicts, dtype, var, clip):
     assert {a.dtype for a in found} == {np.dtype(dtype)}
 
 
-def test_float32_results_lose_only_the_rounding_of_the_data():
+def test_float32_results_lose_only_the_rounding_of_the_data() -> None:
     t = np.arange(1, 1001)
     x_t, eps = rng_normal(5, 2, 1000).astype(np.float32)
     exact = p_mean(LINEAR, x_t.astype(np.float64), t, eps.astype(np.float64))
@@ -247,7 +256,7 @@ def test_float32_results_lose_only_the_rounding_of_the_data():
     ).all()
 
 
-CALLS = {
+CALLS: dict[str, Callable[..., Array]] = {
     "p_mean": lambda x, t, y: p_mean(LINEAR, x, t, y),
     "p_mean_var": lambda x, t, y: p_mean_var(LINEAR, x, t, y),
     **{f"output_to_x_0 {p}": lambda x, t, y, p=p: output_to_x_0(LINEAR, x, t, y, p) for p in PARAMETRISATIONS},
@@ -256,7 +265,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_bad_steps_shapes_and_dtypes_are_errors(call):
+def test_bad_steps_shapes_and_dtypes_are_errors(call: Callable[..., Any]) -> None:
     x = np.zeros((3, 2))
     for t, message in [
         (0, r"t: wanted steps in 1\.\.1000, got 0"),
@@ -275,7 +284,7 @@ def test_bad_steps_shapes_and_dtypes_are_errors(call):
 @pytest.mark.parametrize(
     "function", [output_to_x_0, output_from_x_0, p_mean_var, lambda s, x, t, y, predicts: mean_slope(s, t, predicts)]
 )
-def test_an_unknown_parametrisation_is_an_error_that_lists_them(function):
+def test_an_unknown_parametrisation_is_an_error_that_lists_them(function: Callable[..., Any]) -> None:
     x = np.zeros((3, 2))
     with pytest.raises(ValueError, match="predicts: wanted one of 'eps', 'x_0', 'mu', 'v', got 'noise'"):
         function(LINEAR, x, 1, x, predicts="noise")
