@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from strategies import short
 
 import ddpm_ref
@@ -93,6 +95,23 @@ SOURCE = DataSource("digits", (4, 4, 1), 17, 3, 3, "0" * 64)
 def checkpoint(one: Trainer, source: DataSource = SOURCE, made_by: str = "a test") -> Checkpoint:
     """A checkpoint of what the trainer holds."""
     return Checkpoint(one.net.config, one.schedule, one.settings, source, one.state, made_by)
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int = 600) -> Iterator[Path]:
+    """A disk of its own mounted on a new folder; skips the test, saying why, where none can be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except OSError as error:
+        pytest.skip(f"no small disk, which only `mount` can give: {error}")
+    if done.returncode:
+        pytest.skip(f"no small disk, which only root may mount: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
 
 
 # --- the command line in a process of its own ------------------------------------------------------------------------

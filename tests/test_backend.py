@@ -11,7 +11,8 @@ from ddpm_ref import random
 from ddpm_ref.backend import Backend, available_backends, get_backend
 from ddpm_ref.checks import Array
 from ddpm_ref.nn import ops, optim
-from ddpm_ref.nn.unet import UNet, UNetConfig
+from ddpm_ref.nn.plan import UNetConfig
+from ddpm_ref.nn.unet import UNet
 from ddpm_ref.random import Purpose
 
 UNIFORM = np.random.default_rng(1).random((2, 5, 4, 6), dtype=np.float32)

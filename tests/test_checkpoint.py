@@ -5,7 +5,6 @@ import json
 import math
 import os
 import resource
-import subprocess
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +16,19 @@ import safetensors.numpy as plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from small_run import CONFIG, SETTINGS, SOURCE, VARIANTS, VECTORS, after, checkpoint, differences, trainer, variant
+from small_run import (
+    CONFIG,
+    SETTINGS,
+    SOURCE,
+    VARIANTS,
+    VECTORS,
+    after,
+    checkpoint,
+    differences,
+    small_disk,
+    trainer,
+    variant,
+)
 from strategies import betas, schedule_of
 
 from ddpm_ref import AdamSettings, Objective, UNet, UNetConfig
@@ -191,46 +202,35 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(name, saved, monkey
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 600 kB, or a skip where none can be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        command = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except OSError as error:
-        pytest.skip(f"no small disk: {error}")
-    if done.returncode:
-        pytest.skip(f"no small disk (mounting a tmpfs wants root): {done.stderr.strip()}")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=20)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 600 kB, on which two checkpoints fit."""
+    with small_disk(tmp_path / "disk") as mounted:
+        yield mounted
 
 
-def test_a_disk_that_is_really_full_keeps_what_it_had(small_disk):
+def test_a_disk_that_is_really_full_keeps_what_it_had(disk):
     one = trainer()
-    first, second = (save_checkpoint(checkpoint_path(small_disk, k), checkpoint(after(1, one))) for k in (1, 2))
+    first, second = (save_checkpoint(checkpoint_path(disk, k), checkpoint(after(1, one))) for k in (1, 2))
     before = [first.read_bytes(), second.read_bytes()]
     with pytest.raises(OSError, match=r"00000003\.safetensors: could not be written: .*No space left"):
-        save_checkpoint(checkpoint_path(small_disk, 3), checkpoint(after(1, one)))
+        save_checkpoint(checkpoint_path(disk, 3), checkpoint(after(1, one)))
     assert [first.read_bytes(), second.read_bytes()] == before
-    assert sorted(os.listdir(small_disk)) == [first.name, second.name]
+    assert sorted(os.listdir(disk)) == [first.name, second.name]
     first.unlink()
-    third = save_checkpoint(checkpoint_path(small_disk, 3), checkpoint(one))
+    third = save_checkpoint(checkpoint_path(disk, 3), checkpoint(one))
     assert differences(load_checkpoint(third).state, one.state) == []
 
 
 def test_a_file_size_limit_reached_half_way_keeps_what_was_there(saved):
     """The refusal of a real disk that needs no root: the kernel cuts the write off at 100 kB."""
-    before, (_, hard) = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     one = checkpoint(after(3, trainer()))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OSError, match=rf"{saved.name}: could not be written"):
             save_checkpoint(saved, one)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
 
 

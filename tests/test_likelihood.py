@@ -133,19 +133,20 @@ def test_each_image_has_its_own_terms_whatever_its_batch() -> None:
 
 
 def test_terms_are_float64_while_the_model_sees_the_datas_dtype() -> None:
-    x_0 = data(5, 2, 3).astype(np.float32)
+    x_0 = data(5, 2, 50, levels=18).astype(np.float32)
     seen = []
 
     def spy(x_t: Any, t: Any) -> Array:
         seen.append((x_t.dtype, t))
         return model(x_t, np.float32(t))
 
-    terms = bound_terms(short(5), spy, x_0, noise_like(x_0), levels=17)
+    terms = bound_terms(short(5), spy, x_0, noise_like(x_0), levels=18)
     assert terms.L.dtype == prior_kl(SIX, x_0).dtype == np.float64
     assert seen == [(np.float32, t) for t in range(1, 6)]
     wide = x_0.astype(np.float64)
-    exact = bound_terms(short(5), model, wide, noise_like(x_0), levels=17)
+    exact = bound_terms(short(5), model, wide, noise_like(x_0), levels=18)
     np.testing.assert_allclose(terms.L, exact.L, rtol=1e-4)
+    np.testing.assert_array_equal(terms.L[-1], prior_kl(short(5), wide))
 
 
 def test_bits_per_dim_are_nats_over_log_2() -> None:

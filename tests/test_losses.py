@@ -49,7 +49,7 @@ def test_an_errors_gradient_is_that_of_its_value(error: Any, shape: Any, seed: i
     assert_gradient(losses.d_output, gradient_per_image(lambda y: error(y, b.eps).per_image, b.output))
 
 
-def test_errors_are_means_over_each_image_of_r2_abs_r_and_the_pseudo_square() -> None:
+def test_errors_are_means_over_each_image_of_r2_abs_r_and_the_huber_form() -> None:
     r = np.array([[0.0, 3.0], [-0.5, -2.0]])
     zero = np.zeros((2, 2))
     np.testing.assert_allclose(squared_error(r, zero).per_image, [4.5, 2.125])

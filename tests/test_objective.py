@@ -111,6 +111,18 @@ def test_the_bound_takes_one_step_for_all() -> None:
 
 
 @every_parametrisation
+@pytest.mark.parametrize("var", ["beta", "learned"])
+def test_the_bound_of_float32_arrays_is_computed_in_float64(predicts: str, var: str) -> None:
+    narrow = training_batch(8, (6, 2, 3), predicts=predicts, var=var)
+    for name in ("x_0", "x_t", "output"):
+        setattr(narrow, name, getattr(narrow, name).astype(np.float32))
+    wide = SimpleNamespace(**{k: v if k in ("t", "levels") else v.astype(np.float64) for k, v in vars(narrow).items()})
+    got, expected = (bound(b, predicts=predicts, var=var) for b in (narrow, wide))
+    np.testing.assert_array_equal(got.per_image, expected.per_image)
+    np.testing.assert_array_equal(got.d_output, expected.d_output.astype(np.float32))
+
+
+@every_parametrisation
 def test_clip_stops_the_gradient_where_x_0_was_clipped_and_only_there(predicts: str) -> None:
     b = training_batch(11, (24, 3, 2), predicts=predicts)
     b.t[:4] = 1

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddpm_ref.nn.params import Params, count
-from ddpm_ref.nn.unet import PRESETS, UNet, UNetConfig, preset
+from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset
+from ddpm_ref.nn.unet import UNet
 
 SHAPES = {"a/conv/W": (2, 3), "a/conv/b": (3,), "a_b/conv/W": (2,), "scalar": ()}
 

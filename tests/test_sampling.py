@@ -135,7 +135,7 @@ def test_temperature_scales_the_noise_linearly_and_leaves_x_T() -> None:
 
 
 def gaussian_model(schedule: Schedule, S: float) -> Callable[[Array, int], Array]:
-    """The exact ε of x_0 ~ N(0, S): √(1 - ᾱ_t) x_t / S_t with S_t = ᾱ_t S + 1 - ᾱ_t (PAPER.md §5)."""
+    """The exact ε of x_0 ~ N(0, S): √(1 - ᾱ_t) x_t / S_t with S_t = ᾱ_t S + 1 - ᾱ_t."""
     abar = schedule.alpha_bar
     return lambda x_t, t: np.sqrt(1 - abar[t]) / (abar[t] * S + 1 - abar[t]) * x_t
 

@@ -12,7 +12,8 @@ from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array
 from ddpm_ref.nn import ops
 from ddpm_ref.nn.params import Params
-from ddpm_ref.nn.unet import PRESETS, UNet, UNetConfig, preset
+from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset
+from ddpm_ref.nn.unet import UNet
 
 BACKEND = Backend()
 
@@ -238,7 +239,7 @@ def test_a_second_call_of_backward_is_an_error() -> None:
     net = UNet(ODD)
     output, backward = net(lively(net, 0), images(net, 0), 1, BACKEND)
     backward(np.ones_like(output))
-    with pytest.raises(RuntimeError, match="backward was called already"):
+    with pytest.raises(RuntimeError, match="backward can be called once"):
         backward(np.ones_like(output))
 
 

@@ -38,7 +38,7 @@ class UNet:
     def _all_pieces(self) -> Iterator[Piece]:
         yield Piece("temb", "temb")
         yield from self.plan
-        yield Piece("out", "", self.config.base, self.config.out_channels)
+        yield Piece("out", "", self.plan[-1].c_out, self.config.out_channels)
 
     def init(self, seed: int, dtype: type[np.floating] = np.float32) -> Params:
         """Fresh parameters: Glorot uniform (variance scaling, fan_avg) from the counted stream, biases 0, γ 1, β 0.
