@@ -103,8 +103,8 @@ def bound_term(
     check_same_shape(x_t=x_t, x_0=x_0)
     check_float(output=output)
     x_0, x_t, y = (np.asarray(a, dtype=np.float64) for a in (x_0, x_t, output))
+    check_step(schedule.T, t, x_t)
     steps = np.broadcast_to(np.asarray(t), (len(x_t),))
-    check_step(schedule.T, steps, x_t)
     fixed = var if isinstance(var, str) and var == "learned" else reverse_variance(schedule, var)
     step = p_mean_var(schedule, x_t, steps, y, predicts=predicts, var=fixed, clip=clip)
     mean, var_p = step.mean, np.broadcast_to(step.var, x_t.shape)
@@ -163,6 +163,7 @@ def log_variance_weighted(losses: Losses, log_variance: Array, t: Steps) -> tupl
 
     At its optimum s_t = log E[ℓ_t], so that every t pulls equally.
     """
+    check_step(len(log_variance) - 1, t, losses.per_image)
     s = np.asarray(log_variance, dtype=np.float64)[t]
     scale = np.exp(-s)
     scaled = weighted(losses, scale)
@@ -237,6 +238,7 @@ class Objective:
         log_variance: Array | None = None,
     ) -> tuple[Losses, Array | None]:
         """The losses of a batch, and d / d s_t of each image if log_variance (the table of s_t) is given."""
+        check_step(schedule.T, t, x_t)
         parts = []
         if self.w_simple:
             prediction, _ = split_output(output, self.var)

@@ -77,7 +77,10 @@ def _checked(seed: int, step: int, samples: ArrayLike, layer: int) -> U64:
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("step", step, 0, 2**32 - 1)
     check_int("layer", layer, 0, 2**24 - 1)
-    return np.asarray(samples, dtype=np.uint64)
+    ids = np.asarray(samples)
+    if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= 2**32)):
+        raise ValueError(f"samples: wanted a list of image numbers in 0..2^32-1, got {ids.dtype} of shape {ids.shape}")
+    return ids.astype(np.uint64)
 
 
 def words(
@@ -89,7 +92,7 @@ def words(
     for part, lanes in _chunks(seed, purpose, step, samples, count, layer):
         for lane, word in enumerate(lanes):
             out[part, :, lane] = word
-    return out.reshape(len(samples), -1)[:, :count]
+    return out.reshape(len(samples), 4 * out.shape[1])[:, :count]
 
 
 def integers(seed: int, purpose: Purpose, step: int, samples: ArrayLike, n: int) -> NDArray[np.int64]:
@@ -125,7 +128,7 @@ def normal(
             sin, cos = _sin_cos_u24((lanes[pair + 1] >> np.uint64(8)).astype(np.uint32))
             out[part, :, pair] = r * cos
             out[part, :, pair + 1] = r * sin
-    return out.reshape(len(samples), -1)[:, :count].reshape(len(samples), *shape)
+    return out.reshape(len(samples), 4 * out.shape[1])[:, :count].reshape(len(samples), *shape)
 
 
 # log(1 + f) = f - f²/2 + f³ P(f) for √½ ≤ 1 + f < √2, highest power first; log 2 in two parts. (Cephes logf.)

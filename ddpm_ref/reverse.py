@@ -88,6 +88,7 @@ def mean_slope(schedule: Schedule, t: Steps, predicts: str = "eps") -> Array:
     Its square over 2σ_t² is the weight of Eq. 12.
     """
     check_choice("predicts", predicts, PARAMETRISATIONS)
+    check_step(schedule.T, t, np.asarray(t))
     beta, alpha, abar = schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
     if predicts == "eps":
         check_eps_predictable(schedule, t)
@@ -202,7 +203,10 @@ def discretized_gaussian_log_likelihood(
     """
     check_int("levels", levels, 2)
     half = 1 / (levels - 1)
-    sigma = np.sqrt(np.asarray(var, dtype=np.float64))
+    var = np.asarray(var, dtype=np.float64)
+    if not (var > 0).all():
+        raise ValueError(f"var: wanted variances > 0, got {var.min()}")
+    sigma = np.sqrt(var)
     x, m = np.asarray(x_0, dtype=np.float64), np.asarray(mean, dtype=np.float64)
     a = np.where(x < -1 + half, -np.inf, (x - half - m) / sigma)
     b = np.where(x > 1 - half, np.inf, (x + half - m) / sigma)

@@ -112,6 +112,8 @@ class Schedule:
     def warmup(cls, fraction: float, T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> "Schedule":
         """β_t rises linearly from β_1 to β_T over the first ⌊fraction·T⌋ steps, then stays (released code)."""
         check_int("T", T, 1)
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction: wanted a number in [0, 1], got {fraction}")
         rise = int(T * fraction)
         beta = np.full(T, beta_T)
         beta[:rise] = np.linspace(beta_1, beta_T, rise)
@@ -161,10 +163,11 @@ def _checked_beta(beta: ArrayLike) -> Table:
     table = np.array(beta, dtype=np.float64)
     if table.ndim != 1 or len(table) < 2 or table[0] != 0:
         raise ValueError(f"beta: wanted a table 0, beta_1 ... beta_T with T >= 1, got shape {table.shape}")
-    bad = ~((table[1:] > 0) & (table[1:] <= 1))
+    # 1 - β must see β: below 1e-16 it would not, and β̃ would be 0/0.
+    bad = ~((table[1:] > 0) & (table[1:] <= 1) & (1 - table[1:] < 1))
     if bad.any():
         t = int(np.argmax(bad)) + 1
-        raise ValueError(f"beta: wanted every beta_t in (0, 1], got beta_{t} = {table[t]}")
+        raise ValueError(f"beta: wanted every beta_t in (0, 1], not below 1e-16, got beta_{t} = {table[t]}")
     return table
 
 

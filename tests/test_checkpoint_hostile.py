@@ -60,7 +60,10 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "a bad objective": (lambda a, m, r: r["settings"]["objective"].update(predicts="z"), "predicts: wanted one of"),
     "a NaN for a learning rate": (lambda a, m, r: r["settings"]["adam"].update(lr=math.nan), "lr: wanted"),
     "a bad network": (lambda a, m, r: r["config"].update(groups=3), "groups: wanted a divisor"),
-    "another network": (lambda a, m, r: r["config"].update(base=8), r"temb/dense0/W: wanted .*\(8, 32\).*got .*\(4, 16\)"),
+    "another network": (
+        lambda a, m, r: r["config"].update(base=8),
+        r"temb/dense0/W: wanted .*\(8, 32\).*got .*\(4, 16\)",
+    ),
     "a deeper network": (lambda a, m, r: r["config"].update(blocks=2), "arrays are missing or not of this network"),
     "an array missing": (lambda a, m, r: a.pop("ema/conv_in/b"), "1 arrays .*'ema/conv_in/b'"),
     "an array too many": (lambda a, m, r: a.update(extra=np.zeros(3)), "1 arrays .*'extra'"),

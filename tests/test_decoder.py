@@ -227,3 +227,13 @@ def test_log_normal_cdf_far_out_follows_mills_ratio() -> None:
         expected = stats.norm.logpdf(x) - np.log(x) + np.log1p(-1 / x**2)
         np.testing.assert_allclose(log_normal_cdf(-x), expected, rtol=1e-13)
         assert log_normal_cdf(x) == 0
+
+
+@pytest.mark.parametrize("var", [0.0, -1.0, np.nan])
+def test_a_variance_that_is_none_is_refused(var):
+    with pytest.raises(ValueError, match="var: wanted variances > 0"):
+        discretized_gaussian_log_likelihood(np.zeros(2), np.zeros(2), np.array([1.0, var]), 17)
+
+
+def test_log_phi_at_infinity_is_its_limit_without_a_warning():
+    assert log_normal_cdf(np.array([-np.inf, np.inf])).tolist() == [-np.inf, 0.0]

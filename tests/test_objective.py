@@ -13,6 +13,7 @@ from ddpm_ref import (
     PARAMETRISATIONS,
     Losses,
     Objective,
+    Schedule,
     absolute_error,
     batch_mean,
     bound_term,
@@ -254,3 +255,11 @@ def test_the_papers_objectives_of_table_2_are_allowed() -> None:
         for var in ("beta", "learned"):
             assert Objective(predicts, var, w_simple=0.0, w_elbo=1.0).w_elbo == 1
         assert Objective(predicts).weight == "simple"
+
+
+@pytest.mark.parametrize("t", [np.array([0, -1]), np.array([1]), np.array([1, 2, 3]), 1001])
+@pytest.mark.parametrize("objective", [Objective(weight="bound"), Objective(w_simple=0, w_elbo=1), Objective()])
+def test_steps_that_do_not_fit_the_batch_are_refused(t, objective):
+    x = np.zeros((2, 3))
+    with pytest.raises(ValueError, match="t: wanted"):
+        objective(Schedule.linear(), x, x, t, x, x, levels=17)

@@ -276,3 +276,14 @@ def test_bad_seeds_steps_and_layers_are_errors(draw: Callable[..., Any], bad: An
 def test_integers_want_1_to_2_32_minus_1_of_them(n: Any) -> None:
     with pytest.raises(ValueError, match=f"n: wanted an integer in 1..{2**32 - 1}, got {n}"):
         integers(0, Purpose.T, 0, [0], n)
+
+
+@pytest.mark.parametrize("samples", [[-1], [2**32], [0.5], 3, [[1]]])
+def test_image_numbers_that_do_not_fit_the_counter_are_refused(samples):
+    with pytest.raises(ValueError, match="samples"):
+        normal(0, Purpose.EPS, 1, samples, (4,))
+
+
+def test_no_images_are_an_empty_draw():
+    assert normal(0, Purpose.EPS, 1, [], (2, 3)).shape == (0, 2, 3)
+    assert uniform(0, Purpose.EPS, 1, [], (5,)).shape == (0, 5)

@@ -288,3 +288,9 @@ def test_an_unknown_parametrisation_is_an_error_that_lists_them(function: Callab
     x = np.zeros((3, 2))
     with pytest.raises(ValueError, match="predicts: wanted one of 'eps', 'x_0', 'mu', 'v', got 'noise'"):
         function(LINEAR, x, 1, x, predicts="noise")
+
+
+@pytest.mark.parametrize("t", [0, -1, 1001, np.array([1, 0])])
+def test_the_mean_has_no_slope_outside_the_chain(t):
+    with pytest.raises(ValueError, match=r"t: wanted steps in 1\.\.1000"):
+        mean_slope(LINEAR, t)

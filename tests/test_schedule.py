@@ -193,7 +193,7 @@ def test_from_alpha_bar_wants_a_fall_from_1(abar: Any) -> None:
     ],
 )
 def test_a_beta_outside_0_1_is_named_with_its_step(beta: Any, first: str) -> None:
-    with pytest.raises(ValueError, match=rf"beta_t in \(0, 1\], got {first}$"):
+    with pytest.raises(ValueError, match=rf"beta_t in \(0, 1\], not below 1e-16, got {first}$"):
         Schedule.from_beta(beta)
 
 
@@ -247,3 +247,13 @@ def test_numbers_of_the_default_schedule() -> None:
     assert f"{s.prior_gap(0.25):.1e}" == "7.3e-06"
     assert f"{s.prior_gap():.1e}" == f"{s.prior_gap(1):.1e}" == "2.9e-05"
     assert f"{s.beta_tilde[488]:.7f} {s.beta_tilde[1000]:.8f}" == "0.0097916 0.01999998"
+
+
+def test_a_beta_that_float64_cannot_subtract_from_one_is_refused():
+    with pytest.raises(ValueError, match="beta_1 = 1e-17"):
+        Schedule.from_beta([1e-17, 0.5, 0.99999])
+
+
+def test_a_warmup_longer_than_the_chain_is_refused():
+    with pytest.raises(ValueError, match="fraction"):
+        Schedule.warmup(1.5)
