@@ -232,7 +232,7 @@ def _check_fit(net: UNet, schedule: Schedule, data: Images, settings: TrainSetti
 
 
 RECIPES: dict[str, tuple[int, TrainSettings]] = {
-    "digits": (2000, TrainSettings(batch=64, adam=AdamSettings(lr=2e-3, warmup=100, ema=0.995))),
+    "digits": (4000, TrainSettings(batch=64, adam=AdamSettings(lr=2e-3, warmup=100, ema=0.998))),
     "mnist": (20_000, TrainSettings(batch=64, adam=AdamSettings(lr=1e-3, warmup=500, ema=0.999))),
     "cifar10": (800_000, TrainSettings(batch=128, flips=True)),
     "celebahq256": (500_000, TrainSettings(batch=64, flips=True, adam=AdamSettings(lr=2e-5))),
