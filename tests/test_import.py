@@ -24,7 +24,7 @@ STANDARD = {
     "opcode", "reprlib", "token", "tokenize",
 }  # fmt: skip
 # Of the package itself, what only some commands need.
-LATER = {"cli", "experiments", "pictures"}
+LATER = {"cli", "commands", "experiments", "gallery", "pictures"}
 
 
 @pytest.fixture(scope="module")

@@ -235,12 +235,16 @@ def test_the_inputs_are_left_as_they_were() -> None:
     assert not np.shares_memory(grads.vector, params.vector)
 
 
-def test_a_second_call_of_backward_is_an_error() -> None:
+def test_a_second_call_of_backward_is_an_error_and_so_is_one_that_was_declined() -> None:
     net = UNet(ODD)
-    output, backward = net(lively(net, 0), images(net, 0), 1, BACKEND)
+    params, x = lively(net, 0), images(net, 0)
+    output, backward = net(params, x, 1, BACKEND)
     backward(np.ones_like(output))
-    with pytest.raises(RuntimeError, match="backward can be called once"):
-        backward(np.ones_like(output))
+    same, declined = net(params, x, 1, BACKEND, adjoint=False)
+    np.testing.assert_array_equal(same, output)
+    for call in (backward, declined):
+        with pytest.raises(RuntimeError, match="backward can be called once"):
+            call(np.ones_like(output))
 
 
 # ---- dropout
@@ -290,8 +294,9 @@ def test_without_uniforms_or_at_rate_0_nothing_is_dropped() -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "t", "message"),
     [
-        ((2, 6, 8, 2), np.float64, 1, r"wanted \(N, H, W, 2\) with H and W divisible by 4, got shape \(2, 6, 8, 2\)"),
+        ((2, 6, 8, 2), np.float64, 1, r"wanted \(N, H, W, 2\), not empty, H and W divisible by 4, got shape \(2, 6, 8, 2\)"),
         ((2, 8, 6, 2), np.float64, 1, r"x_t: wanted .* divisible by 4"),
+        ((0, 8, 8, 2), np.float64, 1, r"x_t: wanted .* not empty"),
         ((2, 8, 8, 3), np.float64, 1, r"x_t: wanted \(N, H, W, 2\)"),
         ((8, 8, 2), np.float64, 1, r"x_t: wanted \(N, H, W, 2\)"),
         ((2, 4, 8, 2), np.float32, 1, "x_t: wanted the parameters' dtype, float64, got float32"),

@@ -147,11 +147,12 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
         dy = dy.reshape(rows.shape)
         dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(beta)
         for images in blocks:
-            v, dh = rows[images], dx[images]
-            rn, mn = r[images], mean[images]
+            # Centred before anything is summed: Σ dh v - mean Σ dh would cancel where the mean is large.
+            v, dh = rows[images] - mean[images], dx[images]
+            rn = r[images]
             if silu:
                 hn = v * (rn * gamma)
-                hn += beta - mn * rn * gamma
+                hn += beta
                 s = sigmoid(hn)
                 # σ (1 + h (1 - σ)) = σ + (h σ) (1 - σ)
                 hn *= s
@@ -162,13 +163,14 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
             else:
                 dh[:] = dy[images]
             sum_dh = dh.sum(axis=1)
-            sum_dh_x = (np.einsum("nsc,nsc->nc", dh, v) - sum_dh * mn[:, 0]) * rn[:, 0]
+            sum_dh_x = np.einsum("nsc,nsc->nc", dh, v) * rn[:, 0]
             dgamma += sum_dh_x.sum(axis=0)
             dbeta += sum_dh.sum(axis=0)
             slope = rn * rn * group_mean(sum_dh_x * gamma)
             dh *= rn * gamma
-            dh -= v * slope
-            dh -= rn * group_mean(sum_dh * gamma) - mn * slope
+            v *= slope
+            dh -= v
+            dh -= rn * group_mean(sum_dh * gamma)
         return dx.reshape(x.shape), dgamma, dbeta
 
     return y.reshape(x.shape), backward

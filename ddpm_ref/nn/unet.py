@@ -137,9 +137,9 @@ class UNet:
         """t as (N,), after checking that the images fit the network and the parameters."""
         check_float(x_t=x_t)
         factor, channels = self.config.factor, self.config.channels
-        if x_t.ndim != 4 or x_t.shape[3] != channels or x_t.shape[1] % factor or x_t.shape[2] % factor:
+        if x_t.ndim != 4 or not x_t.size or x_t.shape[3] != channels or any(s % factor for s in x_t.shape[1:3]):
             raise ValueError(
-                f"x_t: wanted (N, H, W, {channels}) with H and W divisible by {factor}, got shape {x_t.shape}"
+                f"x_t: wanted (N, H, W, {channels}), not empty, H and W divisible by {factor}, got shape {x_t.shape}"
             )
         if params.vector.dtype != x_t.dtype:
             raise ValueError(f"x_t: wanted the parameters' dtype, {params.vector.dtype}, got {x_t.dtype}")
