@@ -41,6 +41,13 @@ from ddpm_ref.nn.params import Params  # isort: skip
 from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset  # isort: skip
 from ddpm_ref.nn.unet import UNet  # isort: skip
 from ddpm_ref.nn.optim import AdamSettings  # isort: skip
+from ddpm_ref.train import Trainer, TrainSettings, TrainState  # isort: skip
+from ddpm_ref.sampling import generate_steps  # isort: skip
+
+from typing import TYPE_CHECKING, Any  # isort: skip
+
+if TYPE_CHECKING:
+    from ddpm_ref.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 __version__ = "0.1.0"
 
@@ -51,12 +58,16 @@ __all__ = [
     "AdamSettings",
     "Backend",
     "BoundTerms",
+    "Checkpoint",
     "Losses",
     "Objective",
     "Params",
     "Purpose",
     "ReverseStep",
     "Schedule",
+    "TrainSettings",
+    "TrainState",
+    "Trainer",
     "UNet",
     "UNetConfig",
     "absolute_error",
@@ -68,8 +79,10 @@ __all__ = [
     "bound_weights",
     "combine",
     "discretized_gaussian_log_likelihood",
+    "generate_steps",
     "get_backend",
     "huber_error",
+    "load_checkpoint",
     "log_variance_weighted",
     "mean_slope",
     "mixed_variance",
@@ -90,8 +103,18 @@ __all__ = [
     "reverse_variance",
     "sample",
     "sample_steps",
+    "save_checkpoint",
     "simple_loss",
     "squared_error",
     "uniform",
     "weighted",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that read or write files, imported when first used: they would double the cost of importing this."""
+    if name in ("Checkpoint", "load_checkpoint", "save_checkpoint"):
+        from ddpm_ref.files import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module 'ddpm_ref' has no attribute {name!r}")

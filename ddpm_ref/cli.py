@@ -10,7 +10,7 @@ from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.objective import ERRORS
 from ddpm_ref.reverse import PARAMETRISATIONS
 from ddpm_ref.schedule import SCHEDULES
-from ddpm_ref.train import Diverged
+from ddpm_ref.train import RECIPES, Diverged
 
 DESCRIPTION = """Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel 2020) in NumPy.
 
@@ -39,11 +39,13 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     demo = command(
-        "demo", "train on 1,500 digits, draw 100 new ones, write pictures", "\nNeeds nothing but this package; minutes."
+        "demo",
+        "train on 1,500 digits, draw 100 new ones, write pictures",
+        "\nNeeds no data and no download; takes minutes.",
     )
-    _shared(demo)
+    _shared(demo, "where to write (runs/demo, or the first of runs/demo-2, -3 … that is new)")
     _drawing(demo)
-    demo.add_argument("--steps", type=int, help="training steps (the preset's unless given)")
+    demo.add_argument("--steps", type=int, help=f"training steps ({RECIPES['digits'][0]})")
     demo.add_argument("--resume", metavar="FOLDER", help="go on with a demo that was stopped")
     demo.set_defaults(**{k: None for k in _NETWORK_OPTIONS}, preset="digits", data="digits", schedule="linear", T=1000,
                       dtype="float32", save_every=500, log_every=20)  # fmt: skip
@@ -54,24 +56,25 @@ def _parser() -> argparse.ArgumentParser:
         "\nSIGINT (Ctrl-C) and SIGTERM finish the step, save and exit; --resume goes on bit for bit.\n\n"
         "examples:\n  ddpm-ref train --preset mnist --data train-images-idx3-ubyte.gz\n"
         "  ddpm-ref train --preset cifar10 --data cifar-10-batches-bin --micro-batch 8\n"
-        "  ddpm-ref train --preset cifar10 --data my-photos --image-size 32 --steps 100000",
+        "  ddpm-ref train --preset mnist --data my-photos --image-size 32\n\n" + _recipes(),
     )
-    _shared(train)
+    _shared(train, "where to write (runs/PRESET, or the first of runs/PRESET-2, -3 … that is new)")
     _training(train)
 
     sample = command(
-        "sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png and how they came about."
+        "sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png, denoising.png and denoising.gif."
     )
-    _shared(sample)
+    _shared(sample, "where to write (samples-SEED in the run's folder, replacing what is there)")
     _drawing(sample, checkpoint=True)
 
     evaluate = command(
         "evaluate",
         "draw as many images as were held out and judge them beside these",
-        "\nPrints class shares by a classifier, its mean top-class probability, the Fréchet distance on raw pixels to\n"
-        "the training images, and the median distance to the nearest of them. Exits with 1 if a bound is broken.",
+        "\nFor labelled data. Prints class shares by a classifier, its mean top-class probability, the Fréchet\n"
+        "distance on raw pixels to the training images and the median distance to the nearest of them, each\n"
+        "with its limit (chosen for the digits). Exits with 1 if one is broken.",
     )
-    _shared(evaluate)
+    _shared(evaluate, "where to write (evaluation-SEED in the run's folder, replacing what is there)")
     _drawing(evaluate, checkpoint=True, count=False)
 
     info = command("info", "say what a checkpoint holds")
@@ -79,15 +82,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
-    """What every command that computes takes."""
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+def _recipes() -> str:
+    """The presets as a table."""
+    row = "{:<13}{:>6}{:>9}{:>7}{:>9}{:>8}{:>8}".format
+    lines = [row("preset", "size", "steps", "batch", "lr", "warmup", "ema")]
+    for name, (steps, s) in RECIPES.items():
+        lines.append(row(name, PRESETS[name].image_size, steps, s.batch, s.adam.lr, s.adam.warmup, s.adam.ema))
+    more = "With fewer steps also lower --warmup and --ema (0.995 looks back over about 200 steps)."
+    return "\n".join([*lines, more])
+
+
+def _shared(parser: argparse.ArgumentParser, where: str) -> None:
+    """What every command that computes takes; where: the default of --out."""
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of initial weights, training and sampling noise; the held-out images do not depend on it",
+    )
     parser.add_argument(
         "--backend",
         default="numpy",
         help=f"what runs the hot loops: {', '.join(available_backends())}, or package.module:Class",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="where to write (a new folder unless given)")
+    parser.add_argument("--out", metavar="FOLDER", help=where)
 
 
 def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count: bool = True) -> None:
@@ -120,7 +138,11 @@ def _training(parser: argparse.ArgumentParser) -> None:
     p = parser
     p.add_argument("--preset", choices=PRESETS, default="digits", help="network and settings to begin from")
     p.add_argument("--steps", type=int, help="train to this step (the preset's unless given)")
-    p.add_argument("--resume", metavar="FOLDER", help="go on with a run, as it began; --steps and --backend may change")
+    p.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        help="go on with a run; only --steps, --backend, --save-every, --log-every may change",
+    )
     p.add_argument(
         "--save-every", type=int, default=1000, metavar="K", help="steps between checkpoints; the last two are kept"
     )
@@ -132,7 +154,12 @@ def _training(parser: argparse.ArgumentParser) -> None:
     data = p.add_argument_group("data")
     data.add_argument("--data", default="digits", metavar="SOURCE",
                       help="digits, an IDX file, CIFAR-10 binaries, a folder of PNG or JPEG, .npy or .npz")  # fmt: skip
-    data.add_argument("--image-size", type=int, metavar="S", help="crop and resize pictures of a folder to S x S")
+    data.add_argument(
+        "--image-size",
+        type=int,
+        metavar="S",
+        help="crop and resize pictures of a folder to S x S (needed unless all are one square size)",
+    )
     data.add_argument("--pad", type=int, metavar="S", help="pad images to S x S (mnist: 32)")
     data.add_argument("--levels", type=int, metavar="K", help="grey levels of the data (256; digits: 17)")
     data.add_argument("--held-out", type=int, metavar="N", help="images kept from training (a tenth; digits: 297)")
@@ -140,28 +167,41 @@ def _training(parser: argparse.ArgumentParser) -> None:
 
     net = p.add_argument_group("network (the preset's unless given)")
     net.add_argument("--base", type=int, help="width of the first level")
-    net.add_argument("--mult", type=int, nargs="+", metavar="M", help="width of each level over --base")
+    net.add_argument("--mult", type=int, nargs="+", metavar="M", help="width of each level, in multiples of --base")
     net.add_argument("--blocks", type=int, help="residual blocks a level")
     net.add_argument("--attention-levels", type=int, nargs="*", metavar="I", help="levels with attention, from 0")
-    net.add_argument("--groups", type=int, help="of GroupNorm")
+    net.add_argument("--groups", type=int, help="groups of every GroupNorm; must divide every width")
     net.add_argument("--dropout", type=float, help="rate while training")
 
     process = p.add_argument_group("diffusion and objective (the paper's L_simple unless given)")
-    process.add_argument("--schedule", choices=SCHEDULES, default="linear", help="of β_t")
+    process.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="linear",
+        help="of β_t; the paper compares linear, quadratic and constant",
+    )
     process.add_argument("--T", type=int, default=1000, help="steps of the diffusion")
     process.add_argument("--beta-1", type=float, metavar="B", help="first β of the schedule (0.0001)")
     process.add_argument("--beta-T", type=float, metavar="B", help="last β (0.02); scale both by 1000/T with another T")
-    process.add_argument("--predicts", choices=PARAMETRISATIONS, help="what the network predicts")
+    process.add_argument(
+        "--predicts",
+        choices=PARAMETRISATIONS,
+        help="what the network predicts: ε, x_0, the mean μ̃, or v (Salimans & Ho)",
+    )
     process.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (beta); learned needs --w-elbo")
-    process.add_argument("--error", choices=ERRORS, help="of L_simple")
-    process.add_argument("--weight", choices=("simple", "bound"), help="of each t in L_simple: 1, or Eq. 12")
+    process.add_argument("--error", choices=ERRORS, help="between output and target (squared)")
+    process.add_argument("--weight", choices=("simple", "bound"), help="of each t: simple = 1, bound = Eq. 12")
     process.add_argument("--w-simple", type=float, metavar="W", help="weight of L_simple (1)")
-    process.add_argument("--w-elbo", type=float, metavar="W", help="weight of the variational bound (0)")
-    process.add_argument("--learned-weights", action="store_true", default=None, help="learn a log-variance per t")
+    process.add_argument(
+        "--w-elbo", type=float, metavar="W", help="weight of the bound's term, nats/dim, not multiplied by T (0)"
+    )
+    process.add_argument(
+        "--learned-weights", action="store_true", default=None, help="divide each t's loss by a learned e^s_t"
+    )
 
     opt = p.add_argument_group("optimiser (the preset's unless given)")
     opt.add_argument("--lr", type=float, help="Adam's learning rate")
-    opt.add_argument("--warmup", type=int, metavar="K", help="steps over which it rises from 0")
+    opt.add_argument("--warmup", type=int, metavar="K", help="steps over which the learning rate rises from 0")
     opt.add_argument("--ema", type=float, help="decay of the averaged parameters")
     opt.add_argument("--clip-norm", type=float, metavar="G", help="clip the gradient's norm here; 0: never (1)")
     opt.add_argument(

@@ -1,4 +1,4 @@
-"""The forward process q and its posterior (§2, §3.3; Eqs. 2, 4, 6, 7, 15).
+"""The forward process q, its posterior, and what x_t says of x_0 (§2, §3.1, §4.3; Eqs. 2, 4, 6, 7, 15).
 
 Images are (N, ...) floats in [-1, 1], results keep their dtype; t is one integer in 1..T or an integer array (N,).
 """
@@ -29,7 +29,10 @@ def q_step(schedule: Schedule, x_prev: Array, t: Steps, eps: Array) -> Array:
 
 
 def q_mean_var(schedule: Schedule, x_0: Array, t: Steps) -> tuple[Array, Array]:
-    """Mean and variance of q(x_t | x_0) (Eq. 4): √ᾱ_t x_0, shaped as x_0, and 1 - ᾱ_t, (N, 1, ...)."""
+    """Mean and variance of q(x_t | x_0) (Eq. 4): √ᾱ_t x_0, and 1 - ᾱ_t.
+
+    Returns mean, shaped as x_0, and var, (N, 1, ...), or one number if t is one integer.
+    """
     check_float(x_0=x_0)
     check_step(schedule.T, t, x_0)
     abar = schedule.alpha_bar[t]
@@ -54,7 +57,7 @@ def posterior_coefficients(schedule: Schedule, t: Steps) -> tuple[Array, Array]:
 
         c_0 = √ᾱ_{t-1} β_t / (1 - ᾱ_t)      c_t = √α_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t)
 
-    At t = 1 they are 1 and 0: ᾱ_0 = 1 says so, no branch needed.
+    At t = 1 they are 1 (up to rounding) and 0: ᾱ_0 = 1 says so, no branch needed.
     """
     t = np.asarray(t)
     beta, alpha = schedule.beta[t], schedule.alpha[t]
@@ -68,7 +71,7 @@ def q_posterior(schedule: Schedule, x_0: Array, x_t: Array, t: Steps) -> tuple[A
         mean = √ᾱ_{t-1} β_t / (1 - ᾱ_t) x_0  +  √α_t (1 - ᾱ_{t-1}) / (1 - ᾱ_t) x_t
         var  = (1 - ᾱ_{t-1}) / (1 - ᾱ_t) β_t
 
-    x_0, x_t: (N, ...) float.  Returns mean, shaped as x_t, and var, (N, 1, ...) or a number as t is.
+    x_0, x_t: (N, ...) float.  Returns mean, shaped as x_t, and var, (N, 1, ...), or one number if t is one integer.
     """
     check_same_shape(x_t=x_t, x_0=x_0)
     check_step(schedule.T, t, x_t)
@@ -81,7 +84,7 @@ def predict_x_0(schedule: Schedule, x_t: Array, t: Steps, eps: Array) -> Array:
 
         x̂_0 = (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t
 
-    x_t, eps: (N, ...) float.  Returns x̂_0, not clipped.
+    x_t: (N, ...) float.  eps: the same shape, the true ε or the network's ε_θ(x_t, t).  Returns x̂_0, not clipped.
     Raises ValueError where ᾱ_t = 0 (the end of `jsd`): x_t is then pure noise and says nothing of x_0.
     """
     check_same_shape(x_t=x_t, eps=eps)

@@ -37,7 +37,7 @@ class BoundTerms(NamedTuple):
 
     @property
     def total(self) -> Array:
-        """L = L_0 + Σ_{t>1} L_{t-1} + L_T of each image, (N,) nats per dimension: an upper bound on -log p_θ(x_0)."""
+        """L_0 + Σ_{t>1} L_{t-1} + L_T, (N,) nats per dimension: an unbiased estimate of L ≥ -log p_θ(x_0)."""
         return self.L.sum(axis=0)
 
     @property

@@ -1,6 +1,5 @@
 """One request to the C library that spares the NumPy backend its page faults."""
 
-import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -15,6 +14,8 @@ def keep_freed_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
+    import ctypes  # here, because importing it costs more than the rest of the package's small modules together
+
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # musl has none

@@ -6,7 +6,9 @@ output. Errors make it (`squared_error`, `absolute_error`, `huber_error`, `bound
 
     batch_mean(weighted(squared_error(output, eps), bound_weights(schedule)[t]))
 
-Losses are in nats per dimension where they are bounds, and float64; gradients keep the output's dtype.
+The paper's ‖·‖² is a sum; here all losses are means over an image's D elements, so that bounds are in nats per
+dimension. (The scale matters to the clipping of the gradient.) Losses are float64; gradients keep the output's dtype.
+The paper's own choices are the squared error with weight 1 (L_simple) and the bound; the rest are later ones.
 """
 
 from collections.abc import Callable
@@ -90,7 +92,7 @@ def bound_term(
     var: str | Table = "beta",
     clip: bool = False,
 ) -> Losses:
-    """The term of the bound that belongs to each image's own t, in nats per dimension (Eq. 5; the released `kl` loss).
+    """The term of the bound that belongs to each image's own t, in nats per dimension (Eq. 5).
 
         t > 1   L_{t-1} = KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t))
         t = 1   L_0 = -log p_θ(x_0 | x_1)  (Eq. 13)
@@ -111,19 +113,20 @@ def bound_term(
     if not (var_p > 0).all():
         raise ValueError("var: the bound wants every sigma_t^2 > 0, since it divides by them")
 
-    # Every image by both formulas would log β̃_1 = 0; each takes its own.
+    # Images at t = 1 and at t > 1 are computed apart: the KL at t = 1 would need log β̃_1 = log 0.
     loss, d_mean, d_var = np.empty_like(x_t), np.empty_like(x_t), np.empty_like(x_t)
     last, rest = steps == 1, steps > 1
     log_p, backward = discretized_gaussian_log_likelihood(x_0[last], mean[last], var_p[last], levels)
     loss[last], (d_mean[last], d_var[last]) = -log_p, backward(np.full_like(log_p, -1))
     mean_q, var_q = q_posterior(schedule, x_0[rest], x_t[rest], steps[rest])
-    gap, v = mean[rest] - mean_q, var_p[rest]
-    loss[rest] = normal_kl(mean_q, var_q, mean[rest], v)
-    d_mean[rest], d_var[rest] = gap / v, 0.5 * (1 - (var_q + gap * gap) / v) / v
+    gap, sigma2 = mean[rest] - mean_q, var_p[rest]
+    loss[rest] = normal_kl(mean_q, var_q, mean[rest], sigma2)
+    d_mean[rest], d_var[rest] = gap / sigma2, 0.5 * (1 - (var_q + gap * gap) / sigma2) / sigma2
 
     d_prediction = d_mean * per_image(mean_slope(schedule, steps, predicts), x_t)
     if clip:
-        d_prediction = d_prediction * (np.abs(step.x_0) < 1)
+        d_prediction = d_prediction * (np.abs(step.x_0_hat) < 1)
+    # The network gives log σ_t², and d/d log σ² = σ² d/dσ².
     parts = [d_prediction] if split_output(y, var)[1] is None else [d_prediction, d_var * var_p]
     d_output = np.concatenate(parts, axis=-1) / _elements(x_t)
     return Losses(_mean_per_image(loss), d_output.astype(output.dtype))
@@ -133,11 +136,12 @@ def bound_term(
 
 
 def bound_weights(schedule: Schedule, predicts: str = "eps", var: str | Table = "beta") -> Table:
-    """The weights of ‖target - output‖² in L_{t-1} - C, in nats: a table of T+1 (Eqs. 8, 10, 12).
+    """The weights of ‖target - output‖² in L_{t-1} - C, in nats: a table of T+1 (Eqs. 8, 12).
 
-        "mu"   1 / 2σ_t²  (Eq. 8)          "eps"  β_t² / (2σ_t² α_t (1 - ᾱ_t))  (Eq. 12)
-        "x_0"  c_0² / 2σ_t²                "v"    c_0² (1 - ᾱ_t) / 2σ_t²
+        "mu"   1 / (2σ_t²)  (Eq. 8)        "eps"  β_t² / (2σ_t² α_t (1 - ᾱ_t))  (Eq. 12)
+        "x_0"  c_0² / (2σ_t²)              "v"    c_0² (1 - ᾱ_t) / (2σ_t²)
 
+    C is what does not depend on θ; at t = 1, σ_1² is that of `reverse_variance`.
     Times the mean over elements (what the errors here give) they are nats per dimension. L_simple sets them to 1.
     """
     t = np.arange(1, schedule.T + 1)
@@ -153,7 +157,7 @@ def weighted(losses: Losses, weight: Array) -> Losses:
 
 
 def combine(*parts: tuple[float, Losses]) -> Losses:
-    """The weighted sum of losses of one output, as w_simple L_simple + w_elbo L."""
+    """The weighted sum of losses of one output, as w_simple · L_simple + w_elbo · L_{t-1}."""
     per_image_sum = sum(w * losses.per_image for w, losses in parts)
     return Losses(per_image_sum, sum(losses.d_output * losses.d_output.dtype.type(w) for w, losses in parts))
 
@@ -161,7 +165,7 @@ def combine(*parts: tuple[float, Losses]) -> Losses:
 def log_variance_weighted(losses: Losses, log_variance: Array, t: Steps) -> tuple[Losses, Array]:
     """ℓ e^{-s_t} + s_t with a learned s_t for each step, a table of T+1; also d / d s_t of each image, (N,).
 
-    At its optimum s_t = log E[ℓ_t], so that every t pulls equally.
+    At its optimum s_t = log E[ℓ_t]: every t's loss is divided by its own mean (an option of latent diffusion's code).
     """
     check_step(len(log_variance) - 1, t, losses.per_image)
     s = np.asarray(log_variance, dtype=np.float64)[t]
@@ -195,14 +199,17 @@ def simple_loss(output: Array, target: Array) -> tuple[float, Array]:
 
 @dataclass(frozen=True)
 class Objective:
-    """What one training run minimises: w_simple · error(output, target) · weight_t + w_elbo · L_t.
+    """What one training run minimises: w_simple · error(output, target) · weight_t + w_elbo · L_{t-1}.
+
+    L_{t-1} is `bound_term` in nats per dimension, not multiplied by T: over uniform t its mean is (L - L_T) / T.
 
     predicts: "eps", "x_0", "mu" or "v".  var: "beta", "beta_tilde" or "learned" (needs w_elbo > 0: only L sees σ_t²).
     error: "squared", "l1" or "huber".  weight: "simple" (1) or "bound" (Eq. 12).
     learned_weights: each t's loss is divided by e^{s_t} with s_t learned (`log_variance_weighted`).
 
-    The paper's rows of Table 2: L_simple is the default; L with fixed Σ is w_simple=0, w_elbo=1; with learned Σ, also
-    var="learned".
+    The rows of Table 2: L_simple is the default; L with fixed Σ is w_simple=0, w_elbo=1; with learned Σ, also
+    var="learned". Those of μ̃: the same with predicts="mu", L_simple being its unweighted MSE. The paper found two of
+    the six unstable: μ̃ with the MSE, and ε with learned Σ.
     """
 
     predicts: str = "eps"

@@ -1,9 +1,9 @@
-"""The counted stream: every random number is a pure function of what it is for, never of what was drawn before it.
+"""Counter-based random numbers: each is a pure function of what it is for, never of what was drawn before it.
 
 Philox4x32-10 (Salmon et al. 2011) turns a key of 64 bits and a counter of four 32-bit words into four random words:
 
     key      the seed
-    counter  (element // 4, index of the image in the whole batch, step, purpose | layer << 8)
+    counter  (element // 4, place of the image in the whole batch, step, purpose | layer << 8)
 
 So any split of a batch draws the same noise, a resumed run needs only (seed, step), and any machine that does these
 integer and float32 operations in this order draws the same bits. Normals are Box-Muller on 24-bit uniforms with the
@@ -86,7 +86,10 @@ def _checked(seed: int, step: int, samples: ArrayLike, layer: int) -> U64:
 def words(
     seed: int, purpose: Purpose, step: int, samples: ArrayLike, count: int, *, layer: int = 0
 ) -> NDArray[np.uint32]:
-    """count random 32-bit words for each image index in samples: (N, count) uint32."""
+    """count random 32-bit words for each place in `samples`: (N, count) uint32.
+
+    samples: (N,) places in the step's batch, 0 … batch-1; when sampling, the images' numbers.
+    """
     samples = _checked(seed, step, samples, layer)
     out = np.empty((len(samples), -(-count // 4), 4), np.uint32)
     for part, lanes in _chunks(seed, purpose, step, samples, count, layer):
@@ -117,7 +120,7 @@ def normal(
     """Standard normals: (N, *shape) float32.
 
     Words (w_0, w_1) of a block make two normals r cos θ, r sin θ with r = √(-2 log u), u = (⌊w_0/2⁸⌋ + 1) / 2²⁴,
-    θ from ⌊w_1/2⁸⌋; (w_2, w_3) make two more.
+    θ = π/2 (⌊w_1/2⁸⌋ + ½) / 2²²; (w_2, w_3) make two more.
     """
     samples = _checked(seed, step, samples, layer)
     count = int(np.prod(shape))

@@ -21,13 +21,18 @@ PARAMETRISATIONS = ("eps", "x_0", "mu", "v")
 """What a network may predict: ε, x_0, the mean of x_{t-1} (μ̃), or v = √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans & Ho 2022)."""
 
 Model = Callable[[Array, Steps], Array]
+"""model(x_t, t) -> the network's output; samplers call it with one integer t for the whole batch."""
+
 Noise = Callable[[int], Array]
+"""noise(t) -> standard normals of the images' shape."""
 
 
 def p_mean(schedule: Schedule, x_t: Array, t: Steps, eps: Array) -> Array:
     """The mean of p_θ(x_{t-1} | x_t) of a network that predicts ε (Eq. 11).
 
-    μ_θ = (x_t - β_t / √(1 - ᾱ_t) ε) / √α_t
+        μ_θ = (x_t - β_t / √(1 - ᾱ_t) ε_θ) / √α_t
+
+    x_t: (N, ...) float.  eps: the same shape, the network's ε_θ(x_t, t).
     """
     check_same_shape(x_t=x_t, eps=eps)
     check_step(schedule.T, t, x_t)
@@ -45,6 +50,7 @@ def output_to_x_0(schedule: Schedule, x_t: Array, t: Steps, output: Array, predi
         "eps"   (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t  (Eq. 15)       "x_0"   the output itself
         "mu"    (μ - c_t x_t) / c_0  (Eq. 7)                "v"     √ᾱ_t x_t - √(1 - ᾱ_t) v
 
+    with c_0, c_t of `posterior_coefficients`.
     x_t, output: (N, ...) float.  Raises ValueError where x_0 cannot be had from ε or μ (ᾱ_t or ᾱ_{t-1} is 0).
     """
     check_choice("predicts", predicts, PARAMETRISATIONS)
@@ -115,8 +121,8 @@ def split_output(output: Array, var: str | Table) -> tuple[Array, Array | None]:
 def reverse_variance(schedule: Schedule, var: str | Table = "beta") -> Table:
     """The fixed σ_t² as a table of T+1 (§3.2): "beta" (β_t), "beta_tilde" (β̃_t), or a table of the user's.
 
-    For both named choices σ_1² := β̃_2, as in the released code: β̃_1 = 0 would make L_0 infinite. (T = 1 has no β̃_2;
-    there it is β_1.)
+    With β̃_1 = 0, L_0 would be infinite; the released code puts β̃_2 at t = 1 for both choices, and so does this. (T = 1
+    has no β̃_2; there it is β_1.) Sampling does not see it: z = 0 at t = 1.
     """
     if isinstance(var, str):
         check_choice("var", var, ("beta", "beta_tilde"))
@@ -152,11 +158,11 @@ def _is_learned(var: str | Table) -> bool:
 
 
 class ReverseStep(NamedTuple):
-    """p_θ(x_{t-1} | x_t) = N(mean, var I) and the x̂_0 it rests on."""
+    """p_θ(x_{t-1} | x_t) = N(mean, diag(var)) and the x̂_0 it rests on."""
 
     mean: Array
     var: Array
-    x_0: Array
+    x_0_hat: Array
 
 
 def p_mean_var(
@@ -174,19 +180,19 @@ def p_mean_var(
     The mean is Eq. 11 for a network that predicts ε, the output itself for μ, and Eq. 7 at x̂_0 otherwise; with
     clip, x̂_0 is first clipped to [-1, 1] and the mean is always Eq. 7 at it (the released code's sampler).
     x_t: (N, ...) float.  output: the same, or with twice the channels (last axis) for var="learned".
-    Returns mean and x_0, shaped as x_t, and var, which broadcasts against them; all in x_t's dtype.
+    Returns mean and x_0_hat, shaped as x_t, and var, which broadcasts against them; all in x_t's dtype.
     """
     output, log_var = split_output(output, var)
-    x_0 = output_to_x_0(schedule, x_t, t, output, predicts)
+    x_0_hat = output_to_x_0(schedule, x_t, t, output, predicts)
     if clip:
-        x_0 = np.clip(x_0, -1, 1)
-        mean = q_posterior(schedule, x_0, x_t, t)[0]
+        x_0_hat = np.clip(x_0_hat, -1, 1)
+        mean = q_posterior(schedule, x_0_hat, x_t, t)[0]
     elif predicts == "eps":
         mean = p_mean(schedule, x_t, t, output)
     else:
-        mean = output if predicts == "mu" else q_posterior(schedule, x_0, x_t, t)[0]
+        mean = output if predicts == "mu" else q_posterior(schedule, x_0_hat, x_t, t)[0]
     sigma2 = per_image(reverse_variance(schedule, var)[t], x_t) if log_var is None else np.exp(log_var)
-    return ReverseStep(mean, sigma2, x_0)
+    return ReverseStep(mean, sigma2, x_0_hat)
 
 
 def discretized_gaussian_log_likelihood(
@@ -197,7 +203,8 @@ def discretized_gaussian_log_likelihood(
         log ∫_{δ-(x_0)}^{δ+(x_0)} N(x; mean, var) dx,    δ±(x) = x ± 1/(levels - 1), but ±∞ at x = ±1
         d log p / d mean = (φ(a) - φ(b)) / (σ P)         d log p / d var = (a φ(a) - b φ(b)) / (2 σ² P)
 
-    with a, b the bin's edges in units of σ and P = Φ(b) - Φ(a).
+    with a = (δ- - mean) / σ, b = (δ+ - mean) / σ, P = Φ(b) - Φ(a), and φ, Φ the standard normal's density and
+    distribution function. The product over the image's elements is left to the caller, as a sum; var is σ_1².
     x_0: (N, ...) grey levels scaled to [-1, 1].  mean, var > 0: broadcast against x_0.  levels: 256 for 8 bits.
     Returns log p, float64 as all likelihoods, and `backward(d_log_p) -> d_mean, d_var`, each in x_0's broadcast shape.
     """
@@ -259,9 +266,9 @@ def p_sample(
     """
     step = p_mean_var(schedule, x_t, t, output, predicts=predicts, var=var, clip=clip)
     if z is None:
-        return step.mean, step.x_0
+        return step.mean, step.x_0_hat
     check_same_shape(x_t=x_t, z=z)
-    return step.mean + temperature * np.sqrt(step.var) * z, step.x_0
+    return step.mean + temperature * np.sqrt(step.var) * z, step.x_0_hat
 
 
 def sample_steps(
@@ -279,10 +286,15 @@ def sample_steps(
 ) -> Iterator[tuple[int, Array, Array]]:
     """Algorithm 2 as a generator that yields (t, x_t, x̂_0) for t = T … 1 and at last (0, x_0, x_0).
 
-    Line 1 draws x_T ~ N(0, I); here it is the caller's. model(x_t, t) is called with one integer t. noise(t) gives z,
-    shaped as x_t, for the step from t to t-1; it is not asked at t = 1, where z = 0.
+        1  x_T ~ N(0, I)    (the caller's)
+        2  for t = T, …, 1:
+        3      z ~ N(0, I) if t > 1, else z = 0
+        4      x_{t-1} = 1/√α_t (x_t - (1 - α_t)/√(1 - ᾱ_t) ε_θ(x_t, t)) + σ_t z
+
+    Line 4 is μ_θ (Eq. 11) plus noise; `p_mean_var` has the mean of other parametrisations. model(x_t, t) is called with
+    one integer t. noise(t) gives z, shaped as x_t, for the step from t to t-1; it is not asked at t = 1.
     temperature multiplies σ_t z alone (scale x_T yourself); clip is the released code's, not the printed algorithm's.
-    start: the step that x_T belongs to, T unless told.  every: yield only where t is a multiple of it, and the first.
+    start: the step that x_T belongs to, T unless told.  every: yield only multiples of it, `start` and 0.
     Raises ValueError before the first step for bad arguments, and at the end if the sample holds NaN or infinity.
     """
     start = schedule.T if start is None else start
@@ -300,9 +312,9 @@ def sample_steps(
         x_t = x_T
         for t in range(start, 0, -1):
             z = noise(t) if t > 1 else None
-            x_prev, x_0 = p_sample(schedule, x_t, t, model(x_t, t), z, temperature=temperature, **settings)  # type: ignore[arg-type]
+            x_prev, x_0_hat = p_sample(schedule, x_t, t, model(x_t, t), z, temperature=temperature, **settings)  # type: ignore[arg-type]
             if t % every == 0 or t == start:
-                yield t, x_t, x_0
+                yield t, x_t, x_0_hat
             x_t = x_prev
         check_finite(sample=x_t)
         yield 0, x_t, x_t
@@ -333,6 +345,6 @@ def sample(
         temperature=temperature,
         every=schedule.T,
     )
-    for _t, x_t, _x_0 in steps:
-        x_0 = x_t
-    return x_0
+    for _t, x_t, _x_0_hat in steps:  # noqa: B007
+        pass
+    return x_t

@@ -30,7 +30,9 @@ def generate_steps(
 ) -> Iterator[tuple[int, Array, Array]]:
     """The images numbered `samples` of this seed, as a generator of (t, x_t, x̂_0) like `sample_steps`.
 
-    x_T and every z are the counted stream's for (seed, image number, t), so image 7 comes out the same, up to the
+    x̂_0 is clipped unless told otherwise, as in the released code; the printed algorithm does not.
+
+    x_T and every z are the counter-based stream's for (seed, image number, t), so image 7 comes out the same, up to the
     network's rounding, whatever is drawn beside it and on whatever backend.
     shape: (H, W, C) of one image.  Returns arrays (N, H, W, C) of the parameters' dtype.
     """

@@ -1,7 +1,7 @@
 """The noise schedule: β_t, α_t, ᾱ_t and β̃_t as tables (§2, §4).
 
 Every table has T+1 entries and is indexed by the paper's t: β[0] = 0 and ᾱ[0] = 1, so that formulas with
-t-1 need no special case. All are float64: in float32, 1 - ᾱ_1 is already wrong in its fourth digit.
+t-1 need no special case. All are float64: in float32, 1 - ᾱ_1 is already off by 2 parts in 10,000.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Algorithm 1: training, as a pure function of (seed, step) on a flat state."""
+"""Algorithm 1: training, where every draw depends only on the seed, the step and the place in the batch."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What one training run does at each step; with the network and the schedule, all that its result depends on.
+    """What one training run does at each step.
 
     batch: images a step.  micro_batch: how many of them at a time (less memory, the same gradient up to rounding).
     flips: mirror each image with probability ½.
@@ -74,7 +74,7 @@ class TrainState:
 
 
 class StepReport(NamedTuple):
-    """What one step saw. quarters: loss sums and image counts by quarter of t, (2, 4): t ≤ T/4, …, t > 3T/4."""
+    """What one step saw. quarters: (2, 4), loss sums and then image counts for t ≤ T/4, …, t > 3T/4."""
 
     step: int
     loss: float
@@ -100,8 +100,9 @@ class Trainer:
     2  x_0 ~ q(x_0)              4  ε ~ N(0, I)
     3  t ~ Uniform({1, …, T})    5  a gradient step on ‖ε - ε_θ(√ᾱ_t x_0 + √(1 - ᾱ_t) ε, t)‖²
 
-    Line 5 is the default objective and a clipped Adam step with EMA; `settings` says which. Every draw of step k is
-    a function of (seed, k, image), so a trainer given the state after step k goes on bit for bit as if never stopped.
+    `draw` is lines 2-4, `gradient` the gradient of line 5, `step` the descent: a clipped Adam step with EMA. (‖·‖² is
+    divided by the number of elements.) Every draw of step k is a function of (seed, k, place in the batch), so a
+    trainer given the state after step k goes on bit for bit as if never stopped.
 
     data: at least one image, of a size the network takes.  dtype: of the parameters, float32 or float64.
     state: to go on from; fresh parameters from the seed unless given.
@@ -138,7 +139,7 @@ class Trainer:
         return Params({"raw": self.state.params, "ema": self.state.ema}[weights][: self.net.size], self.net.shapes)
 
     def draw(self, step: int, samples: Array) -> Batch:
-        """x_0, t and ε of these images of a step (lines 2-4)."""
+        """x_0, t and ε of these places in a step's batch (lines 2-4)."""
         s = self.settings
         index = random.integers(s.seed, Purpose.INDEX, step, samples, len(self.data))
         t = 1 + random.integers(s.seed, Purpose.T, step, samples, self.schedule.T)
@@ -202,6 +203,7 @@ class Trainer:
         report, grads = self.gradient(step)
         norm = math.nan
         if math.isfinite(report.loss):
+            # Clipping, Adam and EMA: nn/optim.py.
             norm = self.backend.update(
                 state.params, grads, state.adam_m, state.adam_v, state.ema, step, self.settings.adam
             )
@@ -237,7 +239,8 @@ RECIPES: dict[str, tuple[int, TrainSettings]] = {
     "cifar10": (800_000, TrainSettings(batch=128, flips=True)),
     "celebahq256": (500_000, TrainSettings(batch=64, flips=True, adam=AdamSettings(lr=2e-5))),
 }
-"""Steps and settings that go with each preset network; `cifar10` and `celebahq256` are the paper's (App. B)."""
+"""Steps and settings that go with each preset network; `cifar10` and `celebahq256` are the paper's (App. B),
+with the released code's warm-up and clipping."""
 
 
 def recipe(preset: str, **changes: object) -> tuple[int, TrainSettings]:

@@ -1,13 +1,15 @@
 """A run small enough to train in every test: 11,621 parameters, pictures of 4x4, twenty steps of noise."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from strategies import short
 
 import ddpm_ref
 from ddpm_ref import AdamSettings, Objective, Schedule, UNet, UNetConfig
+from ddpm_ref.cli import main
 from ddpm_ref.files.checkpoint import Checkpoint, DataSource
 from ddpm_ref.files.data import ImageData
 from ddpm_ref.train import Trainer, TrainSettings, TrainState
@@ -97,7 +100,7 @@ def checkpoint(one: Trainer, source: DataSource = SOURCE, made_by: str = "a test
     return Checkpoint(one.net.config, one.schedule, one.settings, source, one.state, made_by)
 
 
-@contextmanager
+@contextlib.contextmanager
 def small_disk(folder: Path, kilobytes: int = 600) -> Iterator[Path]:
     """A disk of its own mounted on a new folder; skips the test, saying why, where none can be mounted."""
     folder.mkdir()
@@ -148,3 +151,50 @@ def save_pictures(path: Path, data: ImageData | None = None) -> Path:
     data = data or pictures(24, 8, levels=256)
     np.savez(path, images=data.pixels, labels=data.labels)
     return path
+
+
+# --- and in this one
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    status: object
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line on standard error of a command that refused."""
+        assert self.status == 2 and self.err.count("\n") == 1 and self.err.startswith("ddpm-ref: "), self
+        return self.err.removeprefix("ddpm-ref: ").rstrip("\n")
+
+
+def call(*arguments: object) -> Done:
+    """A command in this process, as the installed script would run it."""
+    before, out, err = sys.argv, io.StringIO(), io.StringIO()
+    sys.argv = ["ddpm-ref", *map(str, arguments)]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            warnings.simplefilter("always")
+            try:
+                status: object = main()
+            except SystemExit as error:
+                status = error.code
+    finally:
+        sys.argv = before
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, its data, and how the command ended."""
+
+    folder: Path
+    data: Path
+    done: Done
+
+
+def one_step(folder: Path) -> Run:
+    """One step of training by the command line, in a folder whose name has a space in it."""
+    data, out = save_pictures(folder / "data.npz"), folder / "a run"
+    return Run(out, data, call(*TRAIN, "--data", data, "--steps", 1, "--out", out))

@@ -179,6 +179,15 @@ def interrupted(_arrays: object, path: Path, **_: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_the_file_is_flushed_before_it_gets_its_name_and_its_folder_after(saved, monkeypatch):
+    order: list[str] = []
+    flush, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append("folder" if os.path.isdir(fd) else "file") or flush(fd))
+    monkeypatch.setattr(os, "replace", lambda *names: order.append("name") or rename(*names))
+    save_checkpoint(saved, checkpoint(trainer()))
+    assert order == ["file", "name", "folder"]
+
+
 FAILURES = {
     "no file": ("safetensors.numpy.save_file", full, OSError),
     "half a file": ("safetensors.numpy.save_file", half_written, OSError),

@@ -127,7 +127,7 @@ def test_the_bound_of_float32_arrays_is_computed_in_float64(predicts: str, var: 
 def test_clip_stops_the_gradient_where_x_0_was_clipped_and_only_there(predicts: str) -> None:
     b = training_batch(11, (24, 3, 2), predicts=predicts)
     b.t[:4] = 1
-    x_0 = p_mean_var(SIX, b.x_t, b.t, b.output, predicts=predicts).x_0
+    x_0 = p_mean_var(SIX, b.x_t, b.t, b.output, predicts=predicts).x_0_hat
     clipped = np.abs(x_0) > 1
     assert all(0 < part.mean() < 1 for part in (clipped[:4], clipped[4:]))
     with_clip, without = bound(b, predicts=predicts, clip=True), bound(b, predicts=predicts)

@@ -90,7 +90,7 @@ def test_p_mean_var_has_one_mean_for_outputs_that_say_the_same(case: Case) -> No
     for predicts in PARAMETRISATIONS:
         step = p_mean_var(schedule, x_t, t, output[predicts], predicts=predicts, var="beta")
         np.testing.assert_allclose(step.mean, output["mu"], rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(step.x_0, x_0, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(step.x_0_hat, x_0, rtol=1e-9, atol=1e-9)
         expected = expand(reverse_variance(schedule, "beta"), t, x_0)
         np.testing.assert_array_equal(step.var, expected)
 
@@ -102,8 +102,8 @@ def test_clip_clips_x_0_and_takes_eq_7_at_it(predicts: str, case: Case) -> None:
     x_t, output = outputs(*case)
     step = p_mean_var(schedule, x_t, t, output[predicts], predicts=predicts, clip=True)
     clipped = np.clip(x_0, -1, 1)
-    np.testing.assert_allclose(step.x_0, clipped, rtol=1e-9, atol=1e-9)
-    assert np.abs(step.x_0).max() <= 1
+    np.testing.assert_allclose(step.x_0_hat, clipped, rtol=1e-9, atol=1e-9)
+    assert np.abs(step.x_0_hat).max() <= 1
     np.testing.assert_allclose(step.mean, q_posterior(schedule, clipped, x_t, t)[0], rtol=1e-9, atol=1e-9)
 
 
@@ -192,7 +192,7 @@ def test_learned_variances_are_the_exponentials_of_the_second_half_of_the_channe
     learned = p_mean_var(LINEAR, x_t, 500, np.concatenate([prediction, log_var], axis=-1), var="learned")
     fixed = p_mean_var(LINEAR, x_t, 500, prediction)
     np.testing.assert_array_equal(learned.mean, fixed.mean)
-    np.testing.assert_array_equal(learned.x_0, fixed.x_0)
+    np.testing.assert_array_equal(learned.x_0_hat, fixed.x_0_hat)
     np.testing.assert_array_equal(learned.var, np.exp(log_var))
 
 
@@ -220,7 +220,7 @@ def test_p_sample_is_the_mean_plus_temperature_times_sigma_times_z(
     drawn, x_0 = p_sample(schedule, x_t, t, output, z, predicts=predicts, var=var, temperature=temperature)
     noise = temperature * np.sqrt(step.var) * z
     assert (np.abs(drawn - (step.mean + noise)) <= 1e-14 * (np.abs(step.mean) + np.abs(noise))).all()
-    np.testing.assert_array_equal(x_0, step.x_0)
+    np.testing.assert_array_equal(x_0, step.x_0_hat)
     without, _ = p_sample(schedule, x_t, t, output, None, predicts=predicts, var=var, temperature=temperature)
     np.testing.assert_array_equal(without, step.mean)
 

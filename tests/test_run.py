@@ -207,9 +207,9 @@ def test_counts_of_a_run_are_checked(wrong):
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_any_work(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
-        with pytest.raises(ValueError, match=f"out: cannot write to {folder}"):
-            open_folder(folder, fresh=True)
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere"), Path("/proc")):
+        with pytest.raises(ValueError, match=f"out: cannot write to {folder}: "):
+            open_folder(folder, fresh=folder.name != "proc")
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -224,9 +224,12 @@ def test_a_fresh_run_does_not_mix_with_another(tmp_path):
     assert open_folder(tmp_path / "a" / "b", fresh=True) == tmp_path / "a" / "b"
     assert open_folder(tmp_path / "a" / "b", fresh=True).is_dir(), "an empty folder is as good as none"
     (tmp_path / "a" / "b" / "log.csv").write_text("")
+    with pytest.raises(ValueError, match=r"is not empty; it has no checkpoint.* choose another folder"):
+        open_folder(tmp_path / "a" / "b", fresh=True)
+    save_checkpoint(tmp_path / "a" / "b" / "checkpoint-00000000.safetensors", checkpoint(trainer()))
     with pytest.raises(ValueError, match=r"is not empty; go on with it by --resume .*, or choose another folder"):
         open_folder(tmp_path / "a" / "b", fresh=True)
-    assert names(open_folder(tmp_path / "a" / "b", fresh=False)) == ["log.csv"]
+    assert len(names(open_folder(tmp_path / "a" / "b", fresh=False))) == 2
 
 
 def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
@@ -262,7 +265,7 @@ def rows_in(folder: Path) -> list[str]:
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
     """Until the condition holds or the process has ended."""
     while not condition() and process.poll() is None:
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

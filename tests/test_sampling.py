@@ -49,7 +49,7 @@ def test_sample_steps_is_algorithm_2_line_by_line(predicts: str, var: Any) -> No
     for t, got_x_t, got_x_0 in steps[:-1]:
         np.testing.assert_array_equal(got_x_t, x_t)
         step = p_mean_var(TEN, x_t, t, halving(x_t, t), predicts=predicts, var=var, clip=True)
-        np.testing.assert_array_equal(got_x_0, step.x_0)
+        np.testing.assert_array_equal(got_x_0, step.x_0_hat)
         x_t = step.mean + (0.7 * np.sqrt(step.var) * z_of(t) if t > 1 else 0)
     np.testing.assert_allclose(steps[-1][1], x_t, rtol=1e-14)
     np.testing.assert_array_equal(steps[-1][1], steps[-1][2])

@@ -1,6 +1,7 @@
 """Algorithm 1: what it descends, and that a run is a function of its settings and nothing else."""
 
 import math
+import platform
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from small_run import (
 )
 from strategies import short
 
-from ddpm_ref import PRESETS, AdamSettings, Objective, Schedule, squared_error
+from ddpm_ref import PRESETS, AdamSettings, Objective, Schedule, memory, squared_error
 from ddpm_ref.checks import Array
 from ddpm_ref.train import RECIPES, Diverged, TrainSettings, TrainState, recipe
 
@@ -291,3 +292,21 @@ def test_every_preset_has_a_recipe_and_the_papers_are_the_papers():
     assert (how.adam.lr, how.adam.ema, how.adam.warmup, how.adam.clip_norm) == (2e-4, 0.9999, 5000, 1.0)
     steps, how = recipe("celebahq256", seed=9)
     assert (steps, how.batch, how.flips, how.adam.lr, how.seed) == (500_000, 64, True, 2e-5, 9)
+
+
+# ---- memory
+
+
+def test_a_trainer_asks_for_freed_memory_to_be_kept_for_the_next_step(monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr("ddpm_ref.train.keep_freed_memory", lambda: asked.append(True))
+    trainer()
+    assert asked == [True]
+
+
+def test_freed_memory_can_be_kept_with_glibc_and_is_nothing_to_fail_about_elsewhere(monkeypatch):
+    assert memory.keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
+    assert not memory.keep_freed_memory()
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not memory.keep_freed_memory()

@@ -1,6 +1,7 @@
 """Algorithm 1, lines 2-4: which images, steps, noise and flips a training run draws."""
 
 import math
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -53,6 +54,22 @@ def test_each_step_draws_anew():
     batches = [trainer().draw(k, np.arange(50)) for k in (1, 2)]
     for name in ("x_0", "t", "eps"):
         assert not np.array_equal(*(getattr(b, name) for b in batches)), name
+
+
+def test_dropout_is_drawn_anew_for_each_step_block_and_image(monkeypatch):
+    one, masks = variant("dropout"), []
+    draw = one.backend.uniform
+
+    def noted(*args: Any, **more: Any) -> Array:
+        masks.append(draw(*args, **more))
+        return masks[-1]
+
+    monkeypatch.setattr(one.backend, "uniform", noted)
+    after(2, one)
+    blocks = sum(piece.kind == "block" for piece in one.net.plan)
+    assert len(masks) == 2 * blocks
+    images = [image.tobytes()[:64] for mask in masks for image in mask]
+    assert len(set(images)) == len(images) == 2 * blocks * one.settings.batch
 
 
 @given(cut=st.integers(1, 11))

@@ -294,7 +294,12 @@ def test_without_uniforms_or_at_rate_0_nothing_is_dropped() -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "t", "message"),
     [
-        ((2, 6, 8, 2), np.float64, 1, r"wanted \(N, H, W, 2\), not empty, H and W divisible by 4, got shape \(2, 6, 8, 2\)"),
+        (
+            (2, 6, 8, 2),
+            np.float64,
+            1,
+            r"wanted \(N, H, W, 2\), not empty, H and W divisible by 4, got shape \(2, 6, 8, 2\)",
+        ),
         ((2, 8, 6, 2), np.float64, 1, r"x_t: wanted .* divisible by 4"),
         ((0, 8, 8, 2), np.float64, 1, r"x_t: wanted .* not empty"),
         ((2, 8, 8, 3), np.float64, 1, r"x_t: wanted \(N, H, W, 2\)"),

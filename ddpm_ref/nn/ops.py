@@ -1,8 +1,10 @@
 """The network's operations in NumPy, each returning its output and its adjoint: `y, backward = op(x, ...)`.
 
+The adjoint takes dy = d loss / dy to dx, dW, …, the same of the operation's arguments: backpropagation through it.
+
 Index letters: N images, H W rows and columns, C channels in, D channels out, S = H·W positions, G groups.
 The hot loops walk a few images at a time, so that what they write is still in cache when it is read again.
-Any floating dtype; outputs have the dtype of the inputs. This file is the meaning of every backend's kernels.
+Any floating dtype; outputs have the dtype of the inputs. Every backend must compute what these functions compute.
 """
 
 from collections.abc import Callable, Iterator
@@ -177,9 +179,10 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
 
 
 def attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
-    """Self-attention with one head over all positions: y = softmax(q kᵀ / √C) v.
+    """Self-attention with one head over all positions.
 
-        adjoint    dv = Pᵀ dy     dP = dy vᵀ     dA = P (dP - Σ_s P dP)     dq = dA k / √C     dk = dAᵀ q / √C
+        forward    A = q kᵀ / √C     P = softmax(A) over the keys     y = P v
+        adjoint    dv = Pᵀ dy     dP = dy vᵀ     dA = P (dP - Σ_keys P dP)     dq = dA k / √C     dk = dAᵀ q / √C
 
     q, k, v: (N, S, C)   y: (N, S, C)   backward(dy) -> dq, dk, dv
     """

@@ -1,4 +1,4 @@
-"""Adam, gradient clipping and EMA over the flat vector (§4, App. B)."""
+"""Adam and EMA over the flat vector (App. B); clipping and warm-up (released code)."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ _CHUNK = 1 << 16  # numbers at a time: five arrays of them stay in cache
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """Adam's constants and what surrounds it; the defaults are the paper's for CIFAR-10.
+    """Adam's constants and what surrounds it; the defaults are those of CIFAR-10.
+
+    lr, Adam's constants and the EMA are the paper's; warm-up and clipping are in its released code only.
 
     lr: after `warmup` steps of rising linearly from 0.  clip_norm: of the whole gradient, None for none.
     """

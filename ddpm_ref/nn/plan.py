@@ -1,8 +1,9 @@
 """The shape of the paper's U-Net as data: its configuration, the presets, and the plan (App. B).
 
-The plan is the whole network as one list, read from top to bottom; each line is a piece with its name (the released
-code's) and its widths.
+The plan is the network as one list, read from top to bottom, from its first convolution on; `UNet` adds the embedding
+of t (temb) before it and the output layers after. Each piece has its name (the released code's) and its widths.
 
+    conv       the first convolution
     block      GroupNorm, SiLU, conv3x3, + Dense(SiLU(temb)), GroupNorm, SiLU, dropout, conv3x3; + the input,
                through a 1x1 convolution if widths differ
     attention  GroupNorm, q k v (1x1), softmax attention over all positions, 1x1; + the input
@@ -22,9 +23,10 @@ class UNetConfig:
     """The shape of a U-Net; the defaults are the paper's for CIFAR-10.
 
     channels: of the images.  base: width of the first level.  mult: width of each level in units of base, one entry a
-    level, each level half the size of the one before.  blocks: residual blocks a level.  attention_levels: the levels
-    (from 0) with attention after each block; the middle always has it.  groups: of every GroupNorm, must divide every
-    width.  dropout: rate, in training only.  learned_variance: as many output channels again, for log σ_t².
+    level, each level half the size of the one before.  blocks: residual blocks a level on the way down; one more on
+    the way up.  attention_levels: those with attention after each block, from 0 (level 1 of 32x32 images is 16x16);
+    the middle always has it.  groups: of every GroupNorm, must divide every width.  dropout: rate, in training only.
+    learned_variance: as many output channels again, for log σ_t².
     image_size: what the preset is meant for; the network itself takes any H, W divisible by 2^(levels - 1).
     """
 
@@ -85,7 +87,7 @@ def preset(name: str, **changes: object) -> UNetConfig:
 
 
 class Piece(NamedTuple):
-    """One line of the plan."""
+    """One line of the plan; a push has no widths, a pop those before and after it concatenates."""
 
     kind: str
     name: str
@@ -94,7 +96,7 @@ class Piece(NamedTuple):
 
 
 def make_plan(cfg: UNetConfig) -> Iterator[Piece]:
-    """Every piece between the first and the last convolution, in order, with its input and output width."""
+    """Every piece in order, with its input and output width."""
     widths = [cfg.base * m for m in cfg.mult]
     levels = range(len(widths))
     c = cfg.base

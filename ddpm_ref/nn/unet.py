@@ -41,10 +41,10 @@ class UNet:
         yield Piece("out", "", self.plan[-1].c_out, self.config.out_channels)
 
     def init(self, seed: int, dtype: type[np.floating] = np.float32) -> Params:
-        """Fresh parameters: Glorot uniform (variance scaling, fan_avg) from the counted stream, biases 0, γ 1, β 0.
+        """Fresh parameters: Glorot uniform (variance scaling, fan_avg) from counter-based numbers; biases 0, γ 1, β 0.
 
-        The last layer of every block, every attention and the network itself gets 1e-10 of that variance, so each
-        starts as the identity.
+        The last layer of every block, every attention and the network itself gets 1e-10 of that variance, so
+        each block and attention starts as its shortcut alone, and the network's output near 0.
         """
         params = Params(np.zeros(self.size, dtype), self.shapes)
         for index, (name, shape) in enumerate(self.shapes.items()):
@@ -59,7 +59,7 @@ class UNet:
         return params
 
     def bind(self, params: Params, backend: Backend | None = None) -> Callable[[Array, Steps], Array]:
-        """An ε-model, `model(x_t, t)`, with these parameters and without dropout."""
+        """The network as a model(x_t, t) with these parameters, without dropout: an ε-model if it predicts ε."""
         run = backend or Backend()
         return lambda x_t, t: self(params, x_t, t, run, adjoint=False)[0]
 
@@ -87,7 +87,7 @@ class UNet:
         h, conv_in = backend.conv3x3(x_t, p["conv_in/W"], p["conv_in/b"])
         tape: list[tuple[Piece, Backward]] = []
         skips: list[Array] = []
-        for layer, piece in enumerate(self.plan[1:]):
+        for layer, piece in enumerate(self.plan[1:]):  # its first piece is conv_in
             back: Backward = _no_adjoint
             if piece.kind == "push":
                 skips.append(h)
@@ -162,7 +162,7 @@ def _no_adjoint(d: Array, _g: Scope) -> Array:
 
 
 def _time(p: Scope, x_t: Array, t: Array, cfg: UNetConfig, run: Backend) -> tuple[Array, Backward]:
-    """SiLU(temb), (N, 4 base): embedding, Dense, SiLU, Dense; its SiLU is the one every block begins with."""
+    """SiLU(temb), (N, 4 base), computed once: every block begins by applying its own Dense to it."""
     h = run.to_device(ops.time_embedding(t, cfg.base).astype(x_t.dtype))
     h, dense0 = run.dense(h, p["dense0/W"], p["dense0/b"])
     h, silu0 = ops.silu(h)
