@@ -182,7 +182,7 @@ class Trainer:
             self.schedule, x_0, x_t, t, eps, output, levels=self.data.levels, log_variance=table
         )
         loss, d_output = batch_mean(losses)
-        quarter = (4 * (t - 1)) // self.schedule.T
+        quarter = (4 * t - 1) // self.schedule.T
         by_quarter = np.array([np.bincount(quarter, losses.per_image, 4), np.bincount(quarter, minlength=4)], float)
         if not math.isfinite(loss):
             return loss, np.full_like(self.state.params, np.nan), by_quarter
