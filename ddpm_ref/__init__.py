@@ -8,7 +8,6 @@ from ddpm_ref.forward import predict_eps, predict_x_0, q_mean_var, q_posterior, 
 from ddpm_ref.reverse import (  # isort: skip
     PARAMETRISATIONS,
     ReverseStep,
-    discretized_gaussian_log_likelihood,
     mean_slope,
     mixed_variance,
     output_from_x_0,
@@ -20,6 +19,7 @@ from ddpm_ref.reverse import (  # isort: skip
     sample,
     sample_steps,
 )
+from ddpm_ref.decoder import discretized_gaussian_log_likelihood  # isort: skip
 from ddpm_ref.objective import (  # isort: skip
     Losses,
     Objective,

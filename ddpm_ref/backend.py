@@ -112,7 +112,7 @@ def get_backend(name: str = "numpy") -> Backend:
         raise ValueError(f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}")
     try:
         found: Any = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever somebody's module raises while it is imported
         raise ValueError(f"backend: cannot load {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ValueError(f"backend: {name!r} is not a subclass of ddpm_ref.Backend")

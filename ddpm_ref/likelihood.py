@@ -17,14 +17,9 @@ def bits_per_dim(nats_per_dim: Array) -> Array:
 
 
 def prior_kl(schedule: Schedule, x_0: Array) -> Array:
-    """L_T = KL(q(x_T | x_0) ‖ N(0, I)) of each image in nats per dimension, (N,) (Eq. 5).
-
-    ½ (ᾱ_T (x_0² - 1) - log(1 - ᾱ_T)), the mean over the image
-    """
+    """L_T = KL(q(x_T | x_0) ‖ N(0, I)) of each image in nats per dimension, (N,): `Schedule.L_T` (Eq. 5)."""
     check_float(x_0=x_0)
-    abar = schedule.alpha_bar[-1]
-    energy = np.mean(np.asarray(x_0, dtype=np.float64).reshape(len(x_0), -1) ** 2, axis=1)
-    return 0.5 * (abar * (energy - 1) - np.log1p(-abar))
+    return schedule.L_T(np.mean(np.asarray(x_0, dtype=np.float64).reshape(len(x_0), -1) ** 2, axis=1))
 
 
 class BoundTerms(NamedTuple):

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_ref.checks import Array, Steps, check_choice, check_float, check_same_shape, check_step
+from ddpm_ref.decoder import discretized_gaussian_log_likelihood
 from ddpm_ref.forward import per_image, q_posterior
 from ddpm_ref.gaussian import normal_kl
 from ddpm_ref.reverse import (
     PARAMETRISATIONS,
-    discretized_gaussian_log_likelihood,
     mean_slope,
     output_from_x_0,
     p_mean_var,
@@ -108,10 +108,11 @@ def bound_term(
     check_step(schedule.T, t, x_t)
     steps = np.broadcast_to(np.asarray(t), (len(x_t),))
     fixed = var if isinstance(var, str) and var == "learned" else reverse_variance(schedule, var)
-    step = p_mean_var(schedule, x_t, steps, y, predicts=predicts, var=fixed, clip=clip)
-    mean, var_p = step.mean, np.broadcast_to(step.var, x_t.shape)
-    if not (var_p > 0).all():
+    if not isinstance(fixed, str) and not (fixed[1:] > 0).all():
         raise ValueError("var: the bound wants every sigma_t^2 > 0, since it divides by them")
+    step = p_mean_var(schedule, x_t, steps, y, predicts=predicts, var=fixed, clip=clip)
+    # A learned variance that underflows gives an infinite loss, which training reports; it is no bad argument.
+    mean, var_p = step.mean, np.maximum(np.broadcast_to(step.var, x_t.shape), np.finfo(np.float64).tiny)
 
     # Images at t = 1 and at t > 1 are computed apart: the KL at t = 1 would need log β̃_1 = log 0.
     loss, d_mean, d_var = np.empty_like(x_t), np.empty_like(x_t), np.empty_like(x_t)

@@ -1,4 +1,4 @@
-"""The reverse process p_θ: parametrisations, σ_t², the decoder and Algorithm 2 (§3.2-3.3; Eqs. 1, 11, 13)."""
+"""The reverse process p_θ: parametrisations, σ_t² and Algorithm 2 (§3.2; Eqs. 1, 11)."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from ddpm_ref.forward import (
     predict_x_0,
     q_posterior,
 )
-from ddpm_ref.gaussian import erfcx
 from ddpm_ref.schedule import Schedule, Table
 
 PARAMETRISATIONS = ("eps", "x_0", "mu", "v")
@@ -36,9 +35,8 @@ def p_mean(schedule: Schedule, x_t: Array, t: Steps, eps: Array) -> Array:
     """
     check_same_shape(x_t=x_t, eps=eps)
     check_step(schedule.T, t, x_t)
-    check_eps_predictable(schedule, t)
-    beta, alpha, abar = schedule.beta[t], schedule.alpha[t], schedule.alpha_bar[t]
-    return per_image(1 / np.sqrt(alpha), x_t) * x_t - per_image(beta / np.sqrt(alpha * (1 - abar)), x_t) * eps
+    slope = mean_slope(schedule, t, "eps")
+    return per_image(1 / np.sqrt(schedule.alpha[t]), x_t) * x_t + per_image(slope, x_t) * eps
 
 
 # --- what the network predicts ---------------------------------------------------------------------------------------
@@ -195,56 +193,6 @@ def p_mean_var(
     return ReverseStep(mean, sigma2, x_0_hat)
 
 
-def discretized_gaussian_log_likelihood(
-    x_0: Array, mean: Array, var: Array, levels: int
-) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
-    """log p_θ(x_0 | x_1) of the discretised decoder, in nats per element, and its adjoint (Eq. 13).
-
-        log ∫_{δ-(x_0)}^{δ+(x_0)} N(x; mean, var) dx,    δ±(x) = x ± 1/(levels - 1), but ±∞ at x = ±1
-        d log p / d mean = (φ(a) - φ(b)) / (σ P)         d log p / d var = (a φ(a) - b φ(b)) / (2 σ² P)
-
-    with a = (δ- - mean) / σ, b = (δ+ - mean) / σ, P = Φ(b) - Φ(a), and φ, Φ the standard normal's density and
-    distribution function. The product over the image's elements is left to the caller, as a sum; var is σ_1².
-    x_0: (N, ...) grey levels scaled to [-1, 1].  mean, var > 0: broadcast against x_0.  levels: 256 for 8 bits.
-    Returns log p, float64 as all likelihoods, and `backward(d_log_p) -> d_mean, d_var`, each in x_0's broadcast shape.
-    """
-    check_int("levels", levels, 2)
-    half = 1 / (levels - 1)
-    var = np.asarray(var, dtype=np.float64)
-    if not (var > 0).all():
-        raise ValueError(f"var: wanted variances > 0, got {var.min()}")
-    sigma = np.sqrt(var)
-    x, m = np.asarray(x_0, dtype=np.float64), np.asarray(mean, dtype=np.float64)
-    a = np.where(x < -1 + half, -np.inf, (x - half - m) / sigma)
-    b = np.where(x > 1 - half, np.inf, (x + half - m) / sigma)
-
-    # Φ is kept in its lower tail, where differences do not cancel: a bin above the mean is mirrored below it.
-    flip = a + b > 0
-    lo, hi = np.where(flip, -b, a), np.where(flip, -a, b)
-    # Everything is measured in units of e^{-hi²/2} if hi < 0 (the far tail), of 1 if the bin holds the mean.
-    scale = np.minimum(hi, 0) ** 2 / 2
-    tail_lo = 0.5 * erfcx(-np.minimum(lo, 0) / np.sqrt(2)) * _exp(scale - lo * lo / 2)
-    tail_hi = 0.5 * erfcx(np.abs(hi) / np.sqrt(2)) * _exp(scale - hi * hi / 2)
-    P = np.where(hi > 0, 1 - tail_hi, tail_hi) - tail_lo
-    log_p = np.log(P) - scale
-
-    def backward(d_log_p: Array) -> tuple[Array, Array]:
-        density_a = _exp(scale - a * a / 2) / (np.sqrt(2 * np.pi) * P)
-        density_b = _exp(scale - b * b / 2) / (np.sqrt(2 * np.pi) * P)
-        d_mean = (density_a - density_b) / sigma
-        # ∞ · φ(∞) = 0
-        moment = np.where(np.isinf(a), 0, a) * density_a - np.where(np.isinf(b), 0, b) * density_b
-        return d_log_p * d_mean, d_log_p * moment / (2 * sigma * sigma)
-
-    return log_p, backward
-
-
-def _exp(x: Array) -> Array:
-    """exp that underflows to 0 quietly."""
-    with np.errstate(under="ignore"):
-        return np.exp(x)
-
-
 # --- Algorithm 2 -----------------------------------------------------------------------------------------------------
 
 
@@ -262,13 +210,14 @@ def p_sample(
 ) -> tuple[Array, Array]:
     """One reverse step, x_{t-1} = μ_θ + temperature σ_t z, from the network's output (Algorithm 2, line 4).
 
-    x_t, z: (N, ...) float; z None is z = 0, as at t = 1.  Returns x_{t-1} and x̂_0.
+    x_t, z: (N, ...) float; z None is z = 0, as at t = 1.  Returns x_{t-1} and x̂_0 in x_t's dtype, whatever z's is.
     """
     step = p_mean_var(schedule, x_t, t, output, predicts=predicts, var=var, clip=clip)
     if z is None:
         return step.mean, step.x_0_hat
+    z = np.asarray(z, dtype=x_t.dtype, like=x_t)
     check_same_shape(x_t=x_t, z=z)
-    return step.mean + temperature * np.sqrt(step.var) * z, step.x_0_hat
+    return step.mean + float(temperature) * np.sqrt(step.var) * z, step.x_0_hat
 
 
 def sample_steps(
@@ -302,6 +251,8 @@ def sample_steps(
     check_int("every", every, 1)
     check_same_shape(x_T=x_T)
     check_choice("predicts", predicts, PARAMETRISATIONS)
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature: wanted a finite number >= 0, got {temperature}")
     if predicts == "eps":
         check_eps_predictable(schedule, np.arange(1, start + 1))
     if not _is_learned(var):

@@ -60,13 +60,18 @@ class Schedule:
         """The number of steps."""
         return len(self.beta) - 1
 
-    def prior_gap(self, x_0_squared: float = 1.0) -> float:
-        """L_T = KL(q(x_T | x_0) ‖ N(0, I)) in bits/dim, for data with this mean of x_0² (Eq. 5).
+    def L_T(self, x_0_squared: ArrayLike = 1.0) -> Table:
+        """L_T = KL(q(x_T | x_0) ‖ N(0, I)) in nats per dimension, for data with this mean of x_0² (Eq. 5).
 
-        L_T = ½ (ᾱ_T (x_0² - 1) - log(1 - ᾱ_T)) / log 2
+        L_T = ½ (ᾱ_T (x_0² - 1) - log(1 - ᾱ_T))
         """
         abar = self.alpha_bar[-1]
-        return float(0.5 * (abar * (x_0_squared - 1) - np.log1p(-abar)) / np.log(2))
+        gap: Table = 0.5 * (abar * (np.asarray(x_0_squared, dtype=np.float64) - 1) - np.log1p(-abar))
+        return gap
+
+    def prior_gap(self, x_0_squared: float = 1.0) -> float:
+        """`L_T` in bits per dimension."""
+        return float(self.L_T(x_0_squared) / np.log(2))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and np.array_equal(self.beta, other.beta)

@@ -62,14 +62,14 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "a bad network": (lambda a, m, r: r["config"].update(groups=3), "groups: wanted a divisor"),
     "another network": (
         lambda a, m, r: r["config"].update(base=8),
-        r"temb/dense0/W: wanted .*\(8, 32\).*got .*\(4, 16\)",
+        r"temb/dense0/W: wanted .*\(8, 32\)",
     ),
     "a deeper network": (lambda a, m, r: r["config"].update(blocks=2), "arrays are missing or not of this network"),
     "an array missing": (lambda a, m, r: a.pop("ema/conv_in/b"), "1 arrays .*'ema/conv_in/b'"),
     "an array too many": (lambda a, m, r: a.update(extra=np.zeros(3)), "1 arrays .*'extra'"),
     "an array of another shape": (
         lambda a, m, r: a.update({"ema/conv_in/b": np.zeros(5, np.float32)}),
-        r"ema/conv_in/b: wanted .*\(4,\).*got .*\(5,\)",
+        r"ema/conv_in/b: wanted .*\(4,\)",
     ),
     "an array of another dtype": (lambda a, m, r: a.update({"adam_v/conv_in/b": np.zeros(4)}), "got float64"),
     "integers": (lambda a, m, r: [a.update({k: v.astype(int)}) for k, v in a.items() if k[0] != "s"], "int64"),

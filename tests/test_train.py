@@ -1,5 +1,6 @@
 """Algorithm 1: what it descends, and that a run is a function of its settings and nothing else."""
 
+import ctypes
 import math
 import platform
 from dataclasses import replace
@@ -306,7 +307,7 @@ def test_a_trainer_asks_for_freed_memory_to_be_kept_for_the_next_step(monkeypatc
 
 def test_freed_memory_can_be_kept_with_glibc_and_is_nothing_to_fail_about_elsewhere(monkeypatch):
     assert memory.keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # a C library without mallopt
     assert not memory.keep_freed_memory()
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert not memory.keep_freed_memory()
