@@ -1,6 +1,7 @@
 """The command line: `ddpm-ref COMMAND`, the same as `python -m ddpm_ref COMMAND`."""
 
 import argparse
+import io
 import sys
 import warnings
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help=f"training steps ({RECIPES['digits'][0]})")
     demo.add_argument("--resume", metavar="FOLDER", help="go on with a demo that was stopped")
     demo.set_defaults(**{k: None for k in _NETWORK_OPTIONS}, preset="digits", data="digits", schedule="linear", T=1000,
-                      dtype="float32", save_every=500, log_every=20)  # fmt: skip
+                      dtype="float32", save_every=500, log_every=None)  # fmt: skip
 
     train = command(
         "train",
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     sample = command(
         "sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png, denoising.png and denoising.gif."
     )
-    _shared(sample, "where to write (samples-SEED in the run's folder, replacing what is there)")
+    _shared(
+        sample, "where to write (samples-SEED in the run's folder, or the first of samples-SEED-2, -3 … that is new)"
+    )
     _drawing(sample, checkpoint=True)
 
     evaluate = command(
@@ -74,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "distance on raw pixels to the training images and the median distance to the nearest of them, each\n"
         "with its limit (chosen for the digits). Exits with 1 if one is broken.",
     )
-    _shared(evaluate, "where to write (evaluation-SEED in the run's folder, replacing what is there)")
+    _shared(evaluate, "where to write (evaluation-SEED in the run's folder, or the first of -2, -3 … that is new)")
     _drawing(evaluate, checkpoint=True, count=False)
 
     info = command("info", "say what a checkpoint holds")
@@ -144,9 +147,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
         help="go on with a run; only --steps, --backend, --save-every, --log-every may change",
     )
     p.add_argument(
-        "--save-every", type=int, default=1000, metavar="K", help="steps between checkpoints; the last two are kept"
+        "--save-every", type=int, metavar="K", help="steps between checkpoints, of which two are kept (1000)"
     )
-    p.add_argument("--log-every", type=int, default=20, metavar="K", help="steps between rows of log.csv")
+    p.add_argument("--log-every", type=int, metavar="K", help="steps between rows of log.csv (20)")
     p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the parameters")
 
     p.add_argument("--batch", type=int, metavar="N", help="images a step (the preset's unless given)")
@@ -162,7 +165,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--pad", type=int, metavar="S", help="pad images to S x S (mnist: 32)")
     data.add_argument("--levels", type=int, metavar="K", help="grey levels of the data (256; digits: 17)")
-    data.add_argument("--held-out", type=int, metavar="N", help="images kept from training (a tenth; digits: 297)")
+    data.add_argument(
+        "--held-out", type=int, metavar="N", help="images kept from training, 0 for none (a tenth; digits: 297)"
+    )
     data.add_argument("--flips", action=argparse.BooleanOptionalAction, help="mirror images with probability 1/2")
 
     net = p.add_argument_group("network (the preset's unless given)")
@@ -223,10 +228,13 @@ def _options(argv: list[str]) -> set[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; errors of the user's making are one line on standard error and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # β and ᾱ must not end a run where the terminal has no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
-    if getattr(args, "resume", None) and (odd := _options(argv) - _WITH_RESUME[args.command]):
+    if getattr(args, "resume", None) is not None and (odd := _options(argv) - _WITH_RESUME[args.command]):
         parser.error(f"a resumed run goes on as it began; leave out {', '.join(sorted(odd))}")
     from ddpm_ref import commands  # after --help, which need not wait for it
 
@@ -241,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ddpm-ref: {error}", file=sys.stderr)
         return 2
     except MemoryError as error:
-        print(f"ddpm-ref: out of memory ({error}); a smaller --batch or --micro-batch needs less", file=sys.stderr)
+        less = "--micro-batch" if args.command == "train" else "--draw-batch"
+        print(f"ddpm-ref: out of memory ({error}); a smaller {less} needs less", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ddpm-ref: interrupted", file=sys.stderr)

@@ -1,13 +1,12 @@
 """What the commands of `ddpm-ref` do, once their arguments are read."""
 
 import argparse
-import inspect
-import json
-import sys
+import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,12 @@ from ddpm_ref.experiments import quality
 from ddpm_ref.extras import import_extra
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
-from ddpm_ref.files.source import DataSource, open_source, reopen_source
+from ddpm_ref.files.source import DataSource, reopen_source
+from ddpm_ref.from_options import new_trainer, read_facts, resumed_trainer
 from ddpm_ref.gallery import Watch, noising_strip, save_samples
 from ddpm_ref.memory import keep_freed_memory
-from ddpm_ref.nn.plan import preset
-from ddpm_ref.nn.unet import UNet
-from ddpm_ref.objective import Objective
 from ddpm_ref.sampling import batches, generate_steps
-from ddpm_ref.schedule import SCHEDULES, Schedule
-from ddpm_ref.train import RECIPES, Trainer, TrainSettings
-
-SMALLEST = {"mnist": 32}  # smaller images are padded to what the preset is meant for
+from ddpm_ref.train import StepReport, Trainer
 
 
 def say(text: str) -> None:
@@ -49,94 +43,14 @@ def bar(total: int, what: str, unit: str, done: int = 0) -> Iterator[Any]:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, int]:
-    """The trainer that the command line describes, its data, and the number of steps."""
-    source, train, _ = open_source(
-        args.data,
-        size=args.image_size,
-        levels=args.levels,
-        held_out=args.held_out,
-        pad=args.pad,
-        smallest=SMALLEST.get(args.preset, 0),
-    )
-    steps, settings = RECIPES[args.preset]
-    objective = Objective(
-        **_given(
-            predicts=args.predicts, var=args.var, error=args.error, weight=args.weight, w_simple=args.w_simple,
-            w_elbo=args.w_elbo, learned_weights=args.learned_weights,
-        )
-    )  # fmt: skip
-    adam = replace(settings.adam, **_given(lr=args.lr, warmup=args.warmup, ema=args.ema))
-    if args.clip_norm is not None:
-        adam = replace(adam, clip_norm=args.clip_norm or None)
-    settings = TrainSettings(
-        batch=args.batch or settings.batch,
-        micro_batch=args.micro_batch,
-        flips=settings.flips if args.flips is None else args.flips,
-        seed=args.seed,
-        objective=objective,
-        adam=adam,
-    )
-    config = preset(
-        args.preset,
-        channels=source.shape[2],
-        learned_variance=objective.var == "learned",
-        **_given(
-            base=args.base, mult=args.mult, blocks=args.blocks, attention_levels=args.attention_levels,
-            groups=args.groups, dropout=args.dropout,
-        ),
-    )  # fmt: skip
-    schedule = _schedule(args)
-    trainer = Trainer(
-        UNet(config), schedule, train, settings, get_backend(args.backend), dtype=np.dtype(args.dtype).type
-    )
-    return trainer, source, args.steps or steps
-
-
-def _schedule(args: argparse.Namespace) -> Schedule:
-    """The named schedule with T and, where it has them, the ends of beta that were given."""
-    ends = _given(beta_1=args.beta_1, beta_T=args.beta_T)
-    if args.schedule == "constant" and "beta_T" in ends:
-        ends["beta"] = ends.pop("beta_T")
-    takes = inspect.signature(SCHEDULES[args.schedule]).parameters
-    if odd := [name for name in ends if name not in takes]:
-        raise ValueError(f"{odd[0]}: the schedule {args.schedule!r} has no such end")
-    return SCHEDULES[args.schedule](args.T, **ends)
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given on the command line."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def resumed_trainer(folder: Path, args: argparse.Namespace) -> tuple[Trainer, DataSource, int]:
-    """The trainer of a folder's newest checkpoint, and the step it was to reach."""
-    checkpoint = load_checkpoint(latest_checkpoint(folder))
-    source, train, _ = reopen_source(checkpoint.data)
-    facts = folder / "run.json"
-    steps = args.steps or (json.loads(facts.read_text()).get("steps") if facts.exists() else None)
-    if not isinstance(steps, int):
-        raise ValueError(f"steps: {facts} does not say how many steps the run was to take; give --steps")
-    trainer = Trainer(
-        checkpoint.net,
-        checkpoint.schedule,
-        train,
-        checkpoint.settings,
-        get_backend(args.backend),
-        state=checkpoint.state,
-    )
-    return trainer, source, steps
-
-
-def train_in(folder: Path, trainer: Trainer, source: DataSource, steps: int, args: argparse.Namespace) -> str | None:
+def train_in(folder: Path, trainer: Trainer, source: DataSource, settings: runs.RunSettings) -> str | None:
     """Train with a progress bar in a run's folder; the signal that stopped it, or None."""
-    settings = runs.RunSettings(steps, args.save_every, args.log_every)
-    began = trainer.state.step
-    command = ["ddpm-ref", *sys.argv[1:]]
-    facts = runs.describe(command, resumed_at=began or None, **runs.run_facts(trainer, source, settings))
-    runs.write_json(folder / ("run.json" if not began else f"run-from-{began:08d}.json"), facts)
-    if began and args.steps:
-        runs.write_json(folder / "run.json", json.loads((folder / "run.json").read_text()) | {"steps": steps})
+    began, steps = trainer.state.step, settings.steps
+    facts = runs.describe(resumed_at=began or None, **runs.run_facts(trainer, source, settings))
+    if began:
+        runs.write_json(folder / f"run-from-{began:08d}.json", facts)
+        facts = (read_facts(folder) or facts) | {"steps": steps}
+    runs.write_json(folder / "run.json", facts)
     say(
         f"training {trainer.net.size:,} parameters on {len(trainer.data):,} images ({source.source}, "
         f"{'x'.join(map(str, source.shape))}) to step {steps:,} on the {trainer.backend.name} backend; folder {folder}"
@@ -144,20 +58,20 @@ def train_in(folder: Path, trainer: Trainer, source: DataSource, steps: int, arg
     loss, start = None, time.monotonic()
     with bar(steps, "training", "step", began) as progress:
 
-        def show(report: Any) -> None:
+        def show(report: StepReport) -> None:
             nonlocal loss
             loss = report.loss if loss is None else 0.98 * loss + 0.02 * report.loss
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
             progress.update()
 
-        stopped = runs.run_training(trainer, source, folder, settings, made_by=" ".join(command), progress=show)
+        stopped = runs.run_training(trainer, source, folder, settings, progress=show)
     if loss is not None:
         say(f"step {trainer.state.step:,}: loss {loss:.4f}, {time.monotonic() - start:.0f} s")
-        _draw_loss(folder)
+        draw_loss(folder)
     return stopped
 
 
-def _draw_loss(folder: Path) -> None:
+def draw_loss(folder: Path) -> None:
     """loss.png, once the log has a row with all four quarters of t."""
     steps, loss, quarters = runs.loss_curve(folder)
     if len(steps):
@@ -166,32 +80,31 @@ def _draw_loss(folder: Path) -> None:
 
 def train(args: argparse.Namespace) -> int:
     """`ddpm-ref train`"""
-    folder, trainer, source, steps = _open_run(args, f"runs/{args.preset}")
-    if trainer.state.step >= steps:
+    need("tqdm", "safetensors", "PIL.Image", "matplotlib.figure")
+    folder, trainer, source, settings = open_run(args, f"runs/{args.preset}")
+    if trainer.state.step >= settings.steps:
         say(f"{folder} is at step {trainer.state.step:,} already; give --steps with a larger number to go on")
         return 0
-    if stopped := train_in(folder, trainer, source, steps, args):
-        say(f"stopped by {stopped} and saved; go on with: ddpm-ref train --resume {folder}")
+    if stopped := train_in(folder, trainer, source, settings):
+        say(f"stopped by {stopped} and saved; go on with: ddpm-ref train --resume {quote(folder)}")
         return 0
-    say(f"done; draw with: ddpm-ref sample {folder}")
+    say(f"done; draw with: ddpm-ref sample {quote(folder)}")
     return 0
 
 
-def _open_run(args: argparse.Namespace, default: str) -> tuple[Path, Trainer, DataSource, int]:
-    """The folder of a new or resumed run, its trainer, its data, and the step to reach."""
-    if args.resume:
+def open_run(args: argparse.Namespace, default: str) -> tuple[Path, Trainer, DataSource, runs.RunSettings]:
+    """The folder of a new or resumed run, its trainer, its data, and how long it is to run."""
+    if args.resume is not None:
         folder = Path(args.resume)
-        trainer, source, steps = resumed_trainer(folder, args)
-    else:
-        folder = _folder(args, default)
-        trainer, source, steps = new_trainer(args)
-    return runs.open_folder(folder, fresh=not args.resume), trainer, source, steps
+        trainer, source, settings = resumed_trainer(folder, args)
+        return runs.open_folder(folder, resume=True), trainer, source, settings
+    folder = Path(args.out) if args.out else new_folder(default)
+    trainer, source, settings = new_trainer(args)
+    return runs.open_folder(folder), trainer, source, settings
 
 
-def _folder(args: argparse.Namespace, default: str) -> Path:
-    """A new run's folder: the one asked for, or the first of default, default-2, … not yet there."""
-    if args.out:
-        return Path(args.out)
+def new_folder(default: str | Path) -> Path:
+    """The first of default, default-2, … that is not yet there."""
     folder, number = Path(default), 1
     while folder.exists():
         number += 1
@@ -199,7 +112,38 @@ def _folder(args: argparse.Namespace, default: str) -> Path:
     return folder
 
 
+def quote(path: str | Path) -> str:
+    """A path as it can be pasted into a shell."""
+    return shlex.quote(str(path))
+
+
+def need(*modules: str) -> None:
+    """Import what a command will use at its end before it begins, so that no work is lost for want of it."""
+    for module in modules:
+        import_extra(module, "this command")
+
+
 # --- sampling --------------------------------------------------------------------------------------------------------
+
+
+def sampler_settings(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `generate_steps` that the command line and the checkpoint's objective give, checked."""
+    objective = checkpoint.settings.objective
+    var = args.var or objective.var
+    if objective.var != "learned" and var == "learned":
+        raise ValueError("var: this checkpoint's network was trained without log-variance channels")
+    if objective.var == "learned" and var != "learned":
+        raise ValueError(f"var: this checkpoint's network gives its own variances; got {var!r}")
+    if not (math.isfinite(args.temperature) and args.temperature >= 0):
+        raise ValueError(f"temperature: wanted a finite number >= 0, got {args.temperature}")
+    return {
+        "seed": args.seed,
+        "backend": get_backend(args.backend),
+        "predicts": objective.predicts,
+        "var": var,
+        "clip": args.clip,
+        "temperature": args.temperature,
+    }
 
 
 def draw(
@@ -213,14 +157,8 @@ def draw(
     watch(t, x_t, x̂_0) sees every step of the first batch.
     """
     keep_freed_memory()
-    objective, T = checkpoint.settings.objective, checkpoint.schedule.T
-    backend, params = get_backend(args.backend), checkpoint.params(args.weights)
-    settings = dict(seed=args.seed, backend=backend, predicts=objective.predicts, var=args.var or objective.var,
-                    clip=args.clip, temperature=args.temperature)  # fmt: skip
-    if objective.var != "learned" and settings["var"] == "learned":
-        raise ValueError("var: this checkpoint's network was trained without log-variance channels")
-    if objective.var == "learned" and settings["var"] != "learned":
-        raise ValueError(f"var: this checkpoint's network gives its own variances; got {settings['var']!r}")
+    T, settings = checkpoint.schedule.T, sampler_settings(checkpoint, args)
+    params = checkpoint.params(args.weights)
     images = []
     with bar(T * -(-count // args.draw_batch), f"drawing {count} images", "step") as progress:
         for number, samples in enumerate(batches(count, args.draw_batch)):
@@ -237,19 +175,37 @@ def draw(
 
 def sample(args: argparse.Namespace) -> int:
     """`ddpm-ref sample`"""
+    need("tqdm", "PIL.Image", "matplotlib.figure")
     checkpoint = load_checkpoint(args.checkpoint)
-    folder = runs.open_folder(Path(args.out or f"{_run_folder(args.checkpoint)}/samples-{args.seed}"), fresh=False)
-    facts = runs.describe(["ddpm-ref", *sys.argv[1:]], step=checkpoint.state.step, seed=args.seed, weights=args.weights)
-    runs.write_json(folder / "sampling.json", facts)
+    facts = drawing_facts(checkpoint, args)
+    folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/samples-{args.seed}"))
     watch = Watch(checkpoint.schedule.T)
     images = draw(checkpoint, args.count, args, watch)
-    for path in [*save_samples(folder, images), *watch.save(folder)]:
+    paths = [*save_samples(folder, images), *watch.save(folder)]
+    runs.write_json(folder / "sampling.json", facts)
+    for path in paths:
         say(f"wrote {path}")
     return 0
 
 
-def _run_folder(checkpoint: str) -> Path:
-    path = Path(checkpoint)
+def drawing_facts(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+    """How samples were made, for their folder; raises for bad arguments."""
+    settings = sampler_settings(checkpoint, args)
+    settings["backend"] = settings["backend"].name
+    return runs.describe(
+        checkpoint=str(args.checkpoint),
+        step=checkpoint.state.step,
+        weights=args.weights,
+        draw_batch=args.draw_batch,
+        **settings,
+        network=asdict(checkpoint.config),
+        schedule={"name": checkpoint.schedule.name, "T": checkpoint.schedule.T},
+    )
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """The folder of the checkpoint that was named."""
+    path = Path(args.checkpoint)
     return path if path.is_dir() else path.parent
 
 
@@ -259,39 +215,45 @@ def _run_folder(checkpoint: str) -> Path:
 def demo(args: argparse.Namespace) -> int:
     """`ddpm-ref demo`: train on the digits, draw, and show."""
     start = time.monotonic()
-    folder, trainer, source, steps = _open_run(args, "runs/demo")
-    stopped = train_in(folder, trainer, source, steps, args) if trainer.state.step < steps else None
+    need("tqdm", "safetensors", "PIL.Image", "matplotlib.figure")
+    folder, trainer, source, settings = open_run(args, "runs/demo")
+    stopped = train_in(folder, trainer, source, settings) if trainer.state.step < settings.steps else None
     if stopped:
-        say(f"stopped by {stopped} and saved; go on with: ddpm-ref demo --resume {folder}")
+        say(f"stopped by {stopped} and saved; go on with: ddpm-ref demo --resume {quote(folder)}")
         return 0
     checkpoint = load_checkpoint(folder)
     watch = Watch(checkpoint.schedule.T)
     images = draw(checkpoint, args.count, args, watch)
-    _, images_seen, _ = reopen_source(checkpoint.data)
     paths = [
         *save_samples(folder, images),
         *watch.save(folder),
-        noising_strip(checkpoint.schedule, images_seen, folder),
+        noising_strip(checkpoint.schedule, trainer.data, folder),
+        *folder.glob("loss.png"),
     ]
     say(f"\n{time.monotonic() - start:.0f} s from command to pictures:")
-    for path in [*paths, folder / "loss.png"]:
+    for path in paths:
         say(f"  {path}")
-    say(f"How good are they?  ddpm-ref evaluate {folder}")
+    say(f"How good are they?  ddpm-ref evaluate {quote(folder)}")
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """`ddpm-ref evaluate`: as many samples as held-out images, judged beside them."""
+    need("tqdm", "PIL.Image", "sklearn.svm")
     checkpoint = load_checkpoint(args.checkpoint)
+    facts = drawing_facts(checkpoint, args)
     _, train_part, held_out = reopen_source(checkpoint.data)
-    if train_part.labels is None:
-        raise ValueError(f"{checkpoint.data.source}: these images have no labels, which the classifier needs")
-    folder = runs.open_folder(Path(args.out or f"{_run_folder(args.checkpoint)}/evaluation-{args.seed}"), fresh=False)
+    if train_part.labels is None or held_out is None:
+        missing = "labels, which the classifier needs" if held_out else "held-out images to be judged beside"
+        raise ValueError(f"{checkpoint.data.source}: this run has no {missing}")
+    # Before anything is drawn: this finds data that cannot be judged.
+    classifier, real = quality.reference(held_out.x_0(), train_part.x_0(), train_part.labels)
+    folder = Path(args.out) if args.out else new_folder(f"{run_folder(args)}/evaluation-{args.seed}")
+    runs.open_folder(folder)
     images = draw(checkpoint, len(held_out), args)
-    result = quality.compare(images, held_out.x_0(), train_part.x_0(), train_part.labels)
-    facts = runs.describe(["ddpm-ref", *sys.argv[1:]], step=checkpoint.state.step, seed=args.seed, weights=args.weights)
-    runs.write_json(folder / "evaluation.json", facts | result.as_dict())
+    result = quality.Comparison(quality.measure(images, train_part.x_0(), classifier), real)
     save_samples(folder, images)
+    runs.write_json(folder / "evaluation.json", facts | result.as_dict())
     say(result.table())
     classes = np.unique(train_part.labels)
     for name, report in (("samples", result.samples), ("held-out", result.held_out)):

@@ -200,7 +200,8 @@ class Trainer:
         """
         state = self.state
         step = state.step + 1
-        report, grads = self.gradient(step)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what they would warn of is found below
+            report, grads = self.gradient(step)
         norm = math.nan
         if math.isfinite(report.loss):
             # Clipping, Adam and EMA: nn/optim.py.

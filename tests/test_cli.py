@@ -13,9 +13,10 @@ from small_run import CONFIG, ROOT, TRAIN, Done, Run, call, one_step, pictures, 
 from strategies import short
 
 import ddpm_ref
-from ddpm_ref import cli, commands
+from ddpm_ref import cli
 from ddpm_ref.checks import Array
 from ddpm_ref.files.checkpoint import load_checkpoint
+from ddpm_ref.schedule import SCHEDULES
 
 COMMANDS = ("demo", "train", "sample", "evaluate", "info")
 
@@ -95,7 +96,7 @@ def test_a_run_writes_its_log_its_checkpoint_its_curve_and_what_made_it(trained)
     assert (trained.done.status, trained.done.err) == (0, ""), "and no progress bar where there is no terminal"
     assert trained.done.out.startswith(f"training 11,621 parameters on 36 images ({trained.data}, 8x8x1) to step 8 on")
     assert trained.done.out.endswith(f"done; draw with: ddpm-ref sample {trained.folder}\n")
-    names = {"checkpoint-00000008.safetensors", "log.csv", "loss.png", "run.json"}
+    names = {"checkpoint-00000000.safetensors", "checkpoint-00000008.safetensors", "log.csv", "loss.png", "run.json"}
     assert {path.name for path in trained.folder.iterdir()} == names
     Image.open(trained.folder / "loss.png").verify()
     facts = json.loads((trained.folder / "run.json").read_text())
@@ -134,9 +135,10 @@ def test_samples_depend_on_seed_and_weights_and_on_nothing_else(trained, drawn):
     first = images(drawn[0]).astype(int)
 
     def again(*more: object) -> Array:
-        done = call("sample", trained.folder, "--count", 3, "--out", "again", *more)
+        folder = Path(f"again-{len(list(Path().glob('again-*')))}")
+        done = call("sample", trained.folder, "--count", 3, "--out", folder, *more)
         assert (done.status, done.err) == (0, "")
-        return images(Path("again")).astype(int)
+        return images(folder).astype(int)
 
     assert np.array_equal(again("--seed", 7), first)
     assert abs(again("--seed", 7, "--draw-batch", 2) - first).max() <= 1, "up to rounding, whatever is drawn beside it"
@@ -158,7 +160,7 @@ def test_evaluate_judges_as_many_samples_as_were_held_out(trained):
 def test_the_demo_trains_draws_and_lists_its_pictures(monkeypatch):
     """With a smaller network and fewer steps of noise than the real one."""
     monkeypatch.setitem(ddpm_ref.PRESETS, "digits", replace(CONFIG, image_size=8))
-    monkeypatch.setitem(commands.SCHEDULES, "linear", lambda T: short(20))
+    monkeypatch.setitem(SCHEDULES, "linear", lambda T: short(20))
     done = call("demo", "--steps", 2, "--count", 2)
     assert (done.status, done.err) == (0, "")
     names = ["samples.npz", "samples.png", "denoising.png", "denoising.gif", "noising.png", "loss.png"]
@@ -186,7 +188,7 @@ def test_a_resumed_run_can_be_longer_and_says_when_it_is_done(short_run):
     done = call("train", "--resume", short_run.folder)
     assert done.status == 0 and "is at step 1 already; give --steps" in done.out
     again = call(*TRAIN, "--data", short_run.data, "--out", short_run.folder)
-    assert f"is not empty; go on with it by --resume {short_run.folder}" in again.error
+    assert f"is not empty; go on with it by --resume {shlex.quote(str(short_run.folder))}" in again.error
     assert call("train", "--resume", short_run.folder, "--steps", 3).status == 0
     assert json.loads((short_run.folder / "run.json").read_text())["steps"] == 3
     assert json.loads((short_run.folder / "run-from-00000001.json").read_text())["resumed_at"] == 1

@@ -1,12 +1,14 @@
 """Mistakes at the command line: one line that names the cause, before any work and without a trace on the disk."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_run import TRAIN, Run, call, one_step, pictures
+from small_run import TRAIN, Run, call, environment, one_step, pictures
 
 from ddpm_ref import commands
 
@@ -99,7 +101,7 @@ def test_samples_that_cannot_be_drawn_are_an_error_before_any_work(ready, argume
 def test_evaluate_wants_labels_and_says_so(tmp_path):
     np.save("bare.npy", pictures(24, 8).pixels)
     assert call(*TRAIN, "--data", "bare.npy", "--steps", 1, "--out", "run").status == 0
-    assert call("evaluate", "run").error.startswith(f"{tmp_path}/bare.npy: these images have no labels")
+    assert call("evaluate", "run").error.startswith(f"{tmp_path}/bare.npy: this run has no labels")
 
 
 def test_training_that_diverges_is_one_line_and_status_1(ready):
@@ -108,9 +110,7 @@ def test_training_that_diverges_is_one_line_and_status_1(ready):
     assert done.err.startswith("ddpm-ref: training stopped: step 2: loss nan") and "lower --lr" in done.err
 
 
-MISSING = {"tqdm": "a progress bar", "safetensors": "a checkpoint", "matplotlib": "a picture", "PIL": "a picture"}
-
-
+MISSING = ("tqdm", "safetensors", "matplotlib", "PIL")
 PAIRS = [("sample", "PIL"), *((command, name) for command in ("train", "sample") for name in MISSING if name != "PIL")]
 
 
@@ -120,7 +120,7 @@ def test_a_missing_extra_is_named_before_any_work(command, module, ready, monkey
         monkeypatch.setitem(sys.modules, name, None)
     arguments = {"train": (*TRAIN, "--data", ready.data, "--steps", 1), "sample": ("sample", ready.folder)}
     error = call(*arguments[command], "--out", "new").error
-    assert error.startswith(MISSING[module]) and error.endswith(f' needs {module}: pip install "ddpm_ref[demo]"')
+    assert error.endswith(f' needs {module}: pip install "ddpm_ref[demo]"')
     assert not Path("new").exists()
 
 
@@ -135,3 +135,39 @@ def test_an_interrupt_and_a_lack_of_memory_are_one_line(raised, status, text, mo
     monkeypatch.setattr(commands, "info", stop)
     done = call("info", "anything")
     assert done.status == status and done.err.startswith(f"ddpm-ref: {text}") and done.err.count("\n") == 1
+
+
+def test_help_is_printed_where_the_terminal_has_no_greek(ready):
+    for command in ("demo", "train", "sample", "evaluate"):
+        environ = environment() | {"PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(
+            [sys.executable, "-m", "ddpm_ref", command, "--help"], env=environ, capture_output=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, b"") and b"--seed" in done.stdout
+
+
+def test_images_of_two_channels_are_drawn_by_their_first(tmp_path):
+    np.save("two.npy", pictures(24, 8, channels=2).pixels)
+    assert call(*TRAIN, "--data", "two.npy", "--steps", 1, "--out", "run").status == 0
+    done = call("sample", "run", "--count", 2)
+    assert (done.status, done.err) == (0, "") and len(done.out.splitlines()) == 4
+
+
+def test_a_run_without_held_out_images_trains_and_draws_but_is_not_judged(ready):
+    assert call(*TRAIN, "--data", ready.data, "--held-out", 0, "--steps", 1, "--out", "all").status == 0
+    assert "this run has no held-out images" in call("evaluate", "all", "--out", "judged").error
+    assert not Path("judged").exists()
+
+
+def test_data_that_cannot_be_judged_are_found_before_anything_is_drawn(tmp_path, monkeypatch):
+    np.savez("few.npz", images=pictures(24, 8).pixels, labels=np.arange(24))
+    assert call(*TRAIN, "--data", "few.npz", "--steps", 1, "--out", "run").status == 0
+    monkeypatch.setattr(commands, "draw", None)
+    assert "labels: wanted 2 classes or more" in call("evaluate", "run", "--out", "judged").error
+    assert not Path("judged").exists()
+
+
+def test_a_second_drawing_leaves_the_first_alone(ready):
+    for folder in ("samples-4", "samples-4-2"):
+        assert call("sample", ready.folder, "--count", 1, "--seed", 4).status == 0
+        assert json.loads((ready.folder / folder / "sampling.json").read_text())["seed"] == 4

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,7 +118,7 @@ def ignore(_: StepReport) -> None:
 def train(one: Trainer, folder: Path, steps: int, progress: Callable[[StepReport], None] = ignore) -> str | None:
     """To step `steps` in a folder, a row every second step and a checkpoint every third."""
     folder.mkdir(exist_ok=True)
-    return run_training(one, SOURCE, folder, RunSettings(steps, 3, 2), made_by="a test", progress=progress)
+    return run_training(one, SOURCE, folder, RunSettings(steps, 3, 2), progress=progress)
 
 
 def names(folder: Path) -> list[str]:
@@ -137,7 +138,7 @@ def test_rows_and_checkpoints_come_when_asked_and_at_the_end(tmp_path):
     norms = [seen[step - 1].gradient_norm for step in (2, 4, 6, 7)]
     np.testing.assert_allclose([row["gradient_norm"] for row in rows], norms, rtol=1e-5)
     last = load_checkpoint(tmp_path)
-    assert differences(last.state, one.state) == [] and (last.made_by, last.data) == ("a test", SOURCE)
+    assert differences(last.state, one.state) == [] and last.data == SOURCE and last.made_by.startswith("ddpm-ref")
 
 
 def test_the_learning_rate_of_the_log_is_that_of_its_step(tmp_path):
@@ -191,7 +192,7 @@ def test_a_run_that_diverges_keeps_its_last_checkpoint_and_logs_no_nan(tmp_path)
 
     with np.errstate(all="ignore"), pytest.raises(Diverged, match="step 6"):
         train(one, tmp_path, 9, poison)
-    assert names(tmp_path) == ["checkpoint-00000003.safetensors", "log.csv"]
+    assert names(tmp_path) == ["checkpoint-00000000.safetensors", "checkpoint-00000003.safetensors", "log.csv"]
     assert differences(load_checkpoint(tmp_path).state, after(3, trainer()).state) == []
     assert [row["step"] for row in read_log(tmp_path / "log.csv")] == [2, 4]
 
@@ -209,7 +210,7 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_before_any_work(tmp_path
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere"), Path("/proc")):
         with pytest.raises(ValueError, match=f"out: cannot write to {folder}: "):
-            open_folder(folder, fresh=folder.name != "proc")
+            open_folder(folder, resume=folder.name == "proc")
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -217,34 +218,38 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_before_any_work(tmp_path
 def test_a_read_only_folder_is_an_error_before_any_work(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="out: cannot write to"):
-        open_folder(tmp_path, fresh=False)
+        open_folder(tmp_path, resume=True)
 
 
 def test_a_fresh_run_does_not_mix_with_another(tmp_path):
-    assert open_folder(tmp_path / "a" / "b", fresh=True) == tmp_path / "a" / "b"
-    assert open_folder(tmp_path / "a" / "b", fresh=True).is_dir(), "an empty folder is as good as none"
+    assert open_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert open_folder(tmp_path / "a" / "b").is_dir(), "an empty folder is as good as none"
     (tmp_path / "a" / "b" / "log.csv").write_text("")
     with pytest.raises(ValueError, match=r"is not empty; it has no checkpoint.* choose another folder"):
-        open_folder(tmp_path / "a" / "b", fresh=True)
+        open_folder(tmp_path / "a" / "b")
     save_checkpoint(tmp_path / "a" / "b" / "checkpoint-00000000.safetensors", checkpoint(trainer()))
     with pytest.raises(ValueError, match=r"is not empty; go on with it by --resume .*, or choose another folder"):
-        open_folder(tmp_path / "a" / "b", fresh=True)
-    assert len(names(open_folder(tmp_path / "a" / "b", fresh=False))) == 2
+        open_folder(tmp_path / "a" / "b")
+    assert len(names(open_folder(tmp_path / "a" / "b", resume=True))) == 2
 
 
 def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
     others = [".hidden", ".notes.tmp", "notes.tmp", "checkpoint-00000003.safetensors"]
     for name in [*others, ".checkpoint-00000006.safetensors.4711.tmp", ".log.csv.12.tmp"]:
         (tmp_path / name).write_text("")
-    assert names(open_folder(tmp_path, fresh=False)) == sorted(others)
+    assert names(open_folder(tmp_path, resume=True)) == sorted(others)
 
 
 def test_the_facts_of_a_run_say_what_made_it():
     one = trainer()
-    facts = runs.describe(["ddpm-ref", "train"], **runs.run_facts(one, SOURCE, RunSettings(7)))
+    facts = runs.describe(**runs.run_facts(one, SOURCE, RunSettings(7)))
     facts = json.loads(json.dumps(facts))
-    assert {"ddpm_ref", "python", "numpy", "platform", "started", "network", "training", "schedule"} <= set(facts)
-    assert (facts["command"], facts["steps"], facts["seed"], facts["backend"]) == ("ddpm-ref train", 7, 5, "numpy")
+    assert {"ddpm_ref", "python", "numpy", "platform", "started", "threads", "network", "training", "schedule"} <= set(
+        facts
+    )
+    assert (facts["steps"], facts["seed"], facts["backend"]) == (7, 5, "numpy") and facts["command"].startswith(
+        "ddpm-ref"
+    )
     assert (facts["parameters"], facts["data"]["fingerprint"]) == (11_621, SOURCE.fingerprint)
 
 
@@ -279,7 +284,7 @@ def test_the_command_stops_on_a_signal_with_a_checkpoint_and_says_how_to_go_on(s
     assert (process.returncode, err) == (0, "")
     assert out.splitlines()[-1] == f"stopped by {stop.name} and saved; go on with: ddpm-ref train --resume stopped"
     steps = state_in(tmp_path / "stopped").step + 3
-    assert len(list_checkpoints(tmp_path / "stopped")) == 1 and steps >= 6
+    assert len(list_checkpoints(tmp_path / "stopped")) == 2 and steps >= 6
 
     assert run(["train", "--resume", "stopped", "--steps", steps, "--log-every", 1], tmp_path).returncode == 0
     assert run([*common, "--steps", steps, "--out", "whole"], tmp_path).returncode == 0
@@ -318,8 +323,8 @@ def test_a_full_disk_stops_the_run_with_an_error_and_two_good_checkpoints(tmp_pa
     with small_disk(tmp_path / "disk") as disk:
         done = run([*common, "--out", disk / "run"], tmp_path)
         assert done.returncode == 2 and "No space left on device" in done.stderr
-        assert done.stderr.startswith(f"ddpm-ref: {disk}/run/checkpoint-00000003") and done.stderr.count("\n") == 1
-        assert [load_checkpoint(path).state.step for path in list_checkpoints(disk / "run")] == [1, 2]
+        assert done.stderr.startswith(f"ddpm-ref: {disk}/run/checkpoint-00000002") and done.stderr.count("\n") == 1
+        assert [load_checkpoint(path).state.step for path in list_checkpoints(disk / "run")] == [0, 1]
         subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True, timeout=20)
         assert run(["train", "--resume", disk / "run", "--save-every", 1, "--log-every", 1], tmp_path).returncode == 0
         assert run([*common, "--out", "whole"], tmp_path).returncode == 0
@@ -331,3 +336,29 @@ def test_a_checkpoint_saved_by_hand_is_one_to_go_on_from(tmp_path):
     save_checkpoint(tmp_path / "mine.safetensors", checkpoint(after(2, trainer())))
     again = trainer(state=load_checkpoint(tmp_path / "mine.safetensors").state)
     assert differences(after(2, again).state, after(4, trainer()).state) == []
+
+
+def test_a_run_in_a_thread_trains_without_handling_signals(tmp_path):
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(train(trainer(), tmp_path, 2)))
+    thread.start()
+    thread.join(30)
+    assert ended == [None] and load_checkpoint(tmp_path).state.step == 2
+
+
+def test_a_run_killed_before_its_first_step_can_be_gone_on_with(tmp_path):
+    one = trainer()
+
+    def killed(_: StepReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(one, tmp_path, 9, killed)
+    assert load_checkpoint(tmp_path).state.step == 0
+
+
+def test_a_slow_run_saves_by_the_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SAVE_SECONDS", -1.0)
+    seen: list[int] = []
+    train(trainer(), tmp_path, 3, lambda report: seen.append(len(list_checkpoints(tmp_path))))
+    assert seen == [1, 2, 2], "saved after every step, of which two are kept"

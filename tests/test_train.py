@@ -311,3 +311,13 @@ def test_freed_memory_can_be_kept_with_glibc_and_is_nothing_to_fail_about_elsewh
     assert not memory.keep_freed_memory()
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert not memory.keep_freed_memory()
+
+
+@pytest.mark.parametrize("poison", [math.nan, -1e4])
+def test_a_learned_variance_that_is_lost_stops_the_run_by_its_step(poison):
+    """NaN, or a log-variance whose exponential is 0: no bad argument, a run that diverged."""
+    config, changes = VARIANTS["learned variance"]
+    one = after(2, trainer(replace(CONFIG, **config), replace(SETTINGS, **changes)))
+    one.params()["conv_out/b"][1] = poison
+    with pytest.raises(Diverged, match="step 3: loss "):
+        one.step()

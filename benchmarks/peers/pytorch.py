@@ -95,6 +95,16 @@ class TorchUNet(nn.Module):
                 self.pieces.append(_conv(params, name) if kind == "conv" else nn.Identity())
         self.norm_out, self.conv_out = _norm(params, "norm_out", cfg.groups), _conv(params, "conv_out")
 
+    def convolution(self, name: str) -> nn.Conv2d:
+        """The 3x3 convolution of one of our names, such as down_0/block_0/conv1."""
+        if name == "conv_out":
+            return self.conv_out
+        owner, _, layer = name.rpartition("/")
+        for (kind, piece_name, *_), piece in zip(self.plan, self.pieces, strict=True):
+            if kind in ("conv", "block", "up", "down") and piece_name == (owner or layer):
+                return getattr(piece, layer) if kind == "block" else piece
+        raise KeyError(name)
+
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         temb = F.silu(self.dense1(F.silu(self.dense0(embedding))))
         h, skips = x, []

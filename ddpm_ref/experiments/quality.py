@@ -144,11 +144,21 @@ def compare(samples: Array, held_out: Array, train: Array, labels: Array, seed: 
     check_images("held_out", held_out)
     if len(samples) != len(held_out):
         raise ValueError(f"samples: wanted as many as held_out, {len(held_out)}, got {len(samples)}")
+    classifier, real = reference(held_out, train, labels, seed)
+    return Comparison(measure(samples, train, classifier), real)
+
+
+def reference(held_out: Array, train: Array, labels: Array, seed: int = 0) -> tuple[Classifier, QualityReport]:
+    """What samples are judged by: a classifier of the training images, and the held-out images' own report.
+
+    Arguments and errors as `compare`, so that data which cannot be judged are found before anything is drawn.
+    """
+    check_images("held_out", held_out)
     classifier = train_classifier(train, labels, seed)
     real = measure(held_out, train, classifier)
     if real.nearest_median == 0:
         raise ValueError("held_out: wanted images kept from training, got at least half of them in train")
-    return Comparison(measure(samples, train, classifier), real)
+    return classifier, real
 
 
 def measure(images: Array, train_images: Array, classifier: Classifier) -> QualityReport:

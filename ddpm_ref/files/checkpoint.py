@@ -4,6 +4,7 @@ Tensors: params/NAME, ema/NAME, adam_m/NAME, adam_v/NAME for every parameter und
 schedule/beta, the table (float64). Metadata: format_version, and "run", a JSON text with everything else.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -181,4 +182,5 @@ def latest_checkpoint(folder: str | Path) -> Path:
 def keep_last(folder: str | Path, count: int = KEPT) -> None:
     """Remove all but the newest checkpoints of a folder."""
     for path in list_checkpoints(folder)[:-count]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # on Windows, while somebody reads it
+            path.unlink(missing_ok=True)

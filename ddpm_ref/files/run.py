@@ -7,9 +7,12 @@ checkpoint-NNNNNNNN.safetensors                             the last two
 import csv
 import json
 import math
+import os
 import platform
+import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,37 +25,60 @@ import numpy as np
 import ddpm_ref
 from ddpm_ref.checks import Array, check_int
 from ddpm_ref.files.atomic import write_text
-from ddpm_ref.files.checkpoint import Checkpoint, checkpoint_path, keep_last, save_checkpoint
+from ddpm_ref.files.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    keep_last,
+    list_checkpoints,
+    save_checkpoint,
+)
 from ddpm_ref.files.source import DataSource
 from ddpm_ref.train import StepReport, Trainer
 
+SAVE_SECONDS = 600  # at most so much work is lost, however slow a step
 COLUMNS = ("step", "loss", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "gradient_norm", "learning_rate", "seconds")
 
 
-def describe(command: list[str], **facts: object) -> dict[str, object]:
-    """How a run was made: the command, versions of what ran it, the time, and any facts of the caller's."""
+def command_line() -> str:
+    """The command being run, as it can be pasted into a shell."""
+    return shlex.join(["ddpm-ref", *sys.argv[1:]])
+
+
+def describe(**facts: Any) -> dict[str, Any]:
+    """How a run was made: the command, what ran it (bits repeat on equal ones only), and any facts of the caller's."""
+    threads = {name: value for name, value in os.environ.items() if name.endswith("_NUM_THREADS")}
     return {
-        "command": " ".join(command),
+        "command": command_line(),
         "ddpm_ref": ddpm_ref.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": threads,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         **facts,
     }
 
 
-def open_folder(folder: Path, *, fresh: bool) -> Path:
+def open_folder(folder: Path, *, resume: bool = False) -> Path:
     """Make a run's folder and prove that it can be written to.
 
-    Raises ValueError if it cannot, or if a fresh run would mix with another.
+    Raises ValueError if it cannot, or if a new run would mix with what is there.
     """
-    if fresh and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"out: {folder} is not empty; go on with it by --resume {folder}, or choose another folder")
+    if not resume and folder.is_dir() and any(folder.iterdir()):
+        has = list_checkpoints(folder)
+        way = (
+            f"go on with it by --resume {shlex.quote(str(folder))}, or"
+            if has
+            else "it has no checkpoint to go on from;"
+        )
+        raise ValueError(f"out: {folder} is not empty; {way} choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
+        if resume:  # what this run left if it was killed while it wrote
+            for pattern in (".checkpoint-*.safetensors.*.tmp", ".log.csv.*.tmp", ".run*.json.*.tmp"):
+                for leftover in folder.glob(pattern):
+                    leftover.unlink()
         write_text(folder / ".writable", "")
         (folder / ".writable").unlink()
     except OSError as error:
@@ -112,8 +138,9 @@ def _format(value: float) -> str:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """The rows of a log.csv; a last line cut short by a kill is left out."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = [line for line in file if line.endswith("\n")]
+    rows = list(csv.DictReader(lines))
     good = []
     for row in rows:
         try:
@@ -137,6 +164,9 @@ def stop_signals() -> Iterator[Callable[[], str | None]]:
         for one, handler in before.items():
             signal.signal(one, handler)
 
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+        yield lambda: None
+        return
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, note)
     try:
@@ -165,17 +195,19 @@ def run_training(
     folder: Path,
     settings: RunSettings,
     *,
-    made_by: str = "",
     progress: Callable[[StepReport], None] = lambda report: None,
 ) -> str | None:
     """Train to step `settings.steps`, logging and saving; returns the name of the signal that stopped it, or None.
 
-    A signal lets the step finish, saves and returns. A loss or gradient that is not finite raises `Diverged` and
-    leaves the checkpoints as they are.
+    Saves at the beginning of a new run, every `save_every` steps or ten minutes, and at the end. A signal lets the step
+    finish, saves and returns. A loss or gradient that is not finite raises `Diverged` and leaves the checkpoints.
     """
     log = Log(folder / "log.csv", trainer.state.step)
     adam = trainer.settings.adam
     report = None
+    if trainer.state.step == 0:
+        save(trainer, data, folder)
+    saved = time.monotonic()
     with stop_signals() as stopped:
         while trainer.state.step < settings.steps and not stopped():
             report = trainer.step()
@@ -183,19 +215,19 @@ def run_training(
             progress(report)
             if report.step % settings.log_every == 0:
                 log.write(report, adam.learning_rate(report.step))
-            if report.step % settings.save_every == 0 and report.step < settings.steps:
-                save(trainer, data, folder, made_by)
+            due = report.step % settings.save_every == 0 or time.monotonic() - saved > SAVE_SECONDS
+            if due and report.step < settings.steps:
+                save(trainer, data, folder)
+                saved = time.monotonic()
         if report is not None:
             log.write(report, adam.learning_rate(report.step))
-            save(trainer, data, folder, made_by)
+            save(trainer, data, folder)
         return stopped()
 
 
-def save(trainer: Trainer, data: DataSource, folder: Path, made_by: str = "") -> Path:
+def save(trainer: Trainer, data: DataSource, folder: Path) -> Path:
     """Write the checkpoint of the trainer's step into the folder and keep the last two."""
-    checkpoint = Checkpoint(
-        trainer.net.config, trainer.schedule, trainer.settings, data, trainer.state, made_by or " ".join(sys.argv)
-    )
+    checkpoint = Checkpoint(trainer.net.config, trainer.schedule, trainer.settings, data, trainer.state, command_line())
     path = save_checkpoint(checkpoint_path(folder, trainer.state.step), checkpoint)
     keep_last(folder)
     return path
@@ -208,7 +240,7 @@ def loss_curve(folder: Path) -> tuple[Array, Array, Array]:
     return table[:, 0], table[:, 1], table[:, 2:6]
 
 
-def run_facts(trainer: Trainer, data: DataSource, settings: RunSettings) -> dict[str, object]:
+def run_facts(trainer: Trainer, data: DataSource, settings: RunSettings) -> dict[str, Any]:
     """What run.json says of a training run beside `describe`."""
     return {
         "steps": settings.steps,

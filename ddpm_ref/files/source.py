@@ -36,8 +36,8 @@ def open_source(
     held_out: int | None = None,
     pad: int | None = None,
     smallest: int = 0,
-) -> tuple[DataSource, ImageData, ImageData]:
-    """Load images for a new run: their description, the training part, the held-out part.
+) -> tuple[DataSource, ImageData, ImageData | None]:
+    """Load images for a new run: their description, the training part, the held-out part (None if 0).
 
     source, size, levels: as `load_data`.  held_out: how many to keep from training.
     pad: to this size, or, where that is None, to `smallest` if they are smaller.
@@ -45,26 +45,26 @@ def open_source(
     images = load_data(source, size=size, levels=levels)
     if pad is None and max(images.shape[:2]) < smallest:
         pad = smallest
-    held_out = HELD_OUT.get(source, max(1, len(images) // 10)) if held_out is None else held_out
-    return _split(images, source, held_out, size, pad)
+    held_out = HELD_OUT.get(source, len(images) // 10) if held_out is None else held_out
+    return _split(images, source, held_out, SPLIT_SEED, size, pad)
 
 
-def reopen_source(source: DataSource) -> tuple[DataSource, ImageData, ImageData]:
+def reopen_source(source: DataSource) -> tuple[DataSource, ImageData, ImageData | None]:
     """The images of an earlier run; ValueError if they are not the same any more."""
     images = load_data(source.source, size=source.size, levels=source.levels)
-    again = _split(images, source.source, source.held_out, source.size, source.padded)
+    again = _split(images, source.source, source.held_out, source.split_seed, source.size, source.padded)
     if again[0] != source:
         raise ValueError(f"data: {source.source} is not what it was when this run began (its images have changed)")
     return again
 
 
 def _split(
-    images: ImageData, source: str, held_out: int, size: int | None, pad: int | None
-) -> tuple[DataSource, ImageData, ImageData]:
+    images: ImageData, source: str, held_out: int, seed: int, size: int | None, pad: int | None
+) -> tuple[DataSource, ImageData, ImageData | None]:
     fingerprint = images.fingerprint()
     images = images.padded(pad) if pad is not None else images
-    train, held = images.split(held_out, SPLIT_SEED)
+    train, held = images.split(held_out, seed) if held_out else (images, None)
     # An absolute path, so that the run can be resumed from another folder.
     where = source if source == "digits" else str(Path(source).resolve())
-    facts = DataSource(where, images.shape, images.levels, held_out, SPLIT_SEED, fingerprint, size, pad)
+    facts = DataSource(where, images.shape, images.levels, held_out, seed, fingerprint, size, pad)
     return facts, train, held
