@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 import warnings
 
@@ -245,6 +246,9 @@ def main(argv: list[str] | None = None) -> int:
     except Diverged as error:
         print(f"ddpm-ref: training stopped: {error}. The last checkpoint is kept; try a lower --lr.", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ImportError, OSError) as error:
         print(f"ddpm-ref: {error}", file=sys.stderr)
         return 2
