@@ -155,6 +155,13 @@ def _training(parser: argparse.ArgumentParser) -> None:
 
     p.add_argument("--batch", type=int, metavar="N", help="images a step (the preset's unless given)")
 
+    _data_options(p)
+    _network_options(p)
+    _process_options(p)
+    _optimiser_options(p)
+
+
+def _data_options(p: argparse.ArgumentParser) -> None:
     data = p.add_argument_group("data")
     data.add_argument("--data", default="digits", metavar="SOURCE",
                       help="digits, an IDX file, CIFAR-10 binaries, a folder of PNG or JPEG, .npy or .npz")  # fmt: skip
@@ -171,6 +178,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--flips", action=argparse.BooleanOptionalAction, help="mirror images with probability 1/2")
 
+
+def _network_options(p: argparse.ArgumentParser) -> None:
     net = p.add_argument_group("network (the preset's unless given)")
     net.add_argument("--base", type=int, help="width of the first level")
     net.add_argument("--mult", type=int, nargs="+", metavar="M", help="width of each level, in multiples of --base")
@@ -179,6 +188,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
     net.add_argument("--groups", type=int, help="groups of every GroupNorm; must divide every width")
     net.add_argument("--dropout", type=float, help="rate while training")
 
+
+def _process_options(p: argparse.ArgumentParser) -> None:
     process = p.add_argument_group("diffusion and objective (the paper's L_simple unless given)")
     process.add_argument(
         "--schedule",
@@ -205,6 +216,8 @@ def _training(parser: argparse.ArgumentParser) -> None:
         "--learned-weights", action="store_true", default=None, help="divide each t's loss by a learned e^s_t"
     )
 
+
+def _optimiser_options(p: argparse.ArgumentParser) -> None:
     opt = p.add_argument_group("optimiser (the preset's unless given)")
     opt.add_argument("--lr", type=float, help="Adam's learning rate")
     opt.add_argument("--warmup", type=int, metavar="K", help="steps over which the learning rate rises from 0")
@@ -239,10 +252,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"a resumed run goes on as it began; leave out {', '.join(sorted(odd))}")
     from ddpm_ref import commands  # after --help, which need not wait for it
 
-    warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)
     try:
         commands.check_counts(args)
-        return int(getattr(commands, args.command)(args))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)
+            return int(getattr(commands, args.command)(args))
     except Diverged as error:
         print(f"ddpm-ref: training stopped: {error}. The last checkpoint is kept; try a lower --lr.", file=sys.stderr)
         return 1

@@ -68,7 +68,7 @@ def train_in(folder: Path, trainer: Trainer, source: DataSource, settings: runs.
     if loss is not None:
         say(f"step {trainer.state.step:,}: loss {loss:.4f}, {time.monotonic() - start:.0f} s")
         draw_loss(folder)
-    return stopped
+    return stopped if trainer.state.step < steps else None
 
 
 def draw_loss(folder: Path) -> None:

@@ -122,60 +122,61 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
     Sums run over positions first, (N, C) numbers, and over the group's channels after: the large arrays are then
     touched only by whole-row operations, with one factor and one shift per image and channel.
     """
-    n, h, w, c = x.shape
-    rows = x.reshape(n, h * w, c)
-    y = np.empty_like(rows)
-    r = np.empty((n, 1, c), x.dtype)
-    mean = np.empty((n, 1, c), x.dtype)
-    blocks = list(_image_blocks(n, 2 * h * w * c * x.itemsize))
-
-    def group_mean(per_channel: Array) -> Array:
-        """Sums over positions (n, c) -> means over the group, repeated for its channels (n, 1, c)."""
-        means = per_channel.reshape(-1, groups, c // groups).mean(axis=2) / (h * w)
-        return np.repeat(means, c // groups, axis=1)[:, None, :]
-
+    rows = x.reshape(len(x), -1, x.shape[-1])
+    y, mean, r = np.empty_like(rows), np.empty_like(rows[:, :1]), np.empty_like(rows[:, :1])
+    blocks = list(_image_blocks(len(x), 2 * rows[0].nbytes))
     for images in blocks:
-        v, out = rows[images], y[images]
-        mean[images] = group_mean(v.sum(axis=1))
-        np.subtract(v, mean[images], out=out)
-        r[images] = 1 / np.sqrt(group_mean(np.einsum("nsc,nsc->nc", out, out)) + x.dtype.type(1e-6))
-        out *= r[images] * gamma
-        out += beta
+        mean[images], r[images] = _normalise(rows[images], y[images], groups)
+        y[images] *= r[images] * gamma
+        y[images] += beta
         if silu:
-            out *= sigmoid(out)
+            y[images] *= sigmoid(y[images])
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dx = np.empty_like(rows)
         dy = dy.reshape(rows.shape)
         dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(beta)
         for images in blocks:
-            # Centred before anything is summed: Σ dh v - mean Σ dh would cancel where the mean is large.
-            v, dh = rows[images] - mean[images], dx[images]
-            rn = r[images]
-            if silu:
-                hn = v * (rn * gamma)
-                hn += beta
-                s = sigmoid(hn)
-                # σ (1 + h (1 - σ)) = σ + (h σ) (1 - σ)
-                hn *= s
-                np.subtract(1, s, out=dh)
-                dh *= hn
-                dh += s
-                dh *= dy[images]
-            else:
-                dh[:] = dy[images]
+            # Centred before anything is summed: Σ dh x - mean Σ dh would cancel where the mean is large.
+            v, rn, dh = rows[images] - mean[images], r[images], dx[images]
+            _silu_slope(v * (rn * gamma) + beta, dh) if silu else dh.fill(1)
+            dh *= dy[images]
             sum_dh = dh.sum(axis=1)
             sum_dh_x = np.einsum("nsc,nsc->nc", dh, v) * rn[:, 0]
             dgamma += sum_dh_x.sum(axis=0)
             dbeta += sum_dh.sum(axis=0)
-            slope = rn * rn * group_mean(sum_dh_x * gamma)
+            positions = v.shape[1]
             dh *= rn * gamma
-            v *= slope
+            v *= rn * rn * _group_mean(sum_dh_x * gamma, groups, positions)
             dh -= v
-            dh -= rn * group_mean(sum_dh * gamma)
+            dh -= rn * _group_mean(sum_dh * gamma, groups, positions)
         return dx.reshape(x.shape), dgamma, dbeta
 
     return y.reshape(x.shape), backward
+
+
+def _normalise(rows: Array, out: Array, groups: int) -> tuple[Array, Array]:
+    """out = rows - mean; returns mean and r = 1/√(var + ε) of each image's groups, (n, 1, C) each."""
+    mean = _group_mean(rows.sum(axis=1), groups, rows.shape[1])
+    np.subtract(rows, mean, out=out)
+    var = _group_mean(np.einsum("nsc,nsc->nc", out, out), groups, rows.shape[1])
+    return mean, 1 / np.sqrt(var + rows.dtype.type(1e-6))
+
+
+def _group_mean(sums: Array, groups: int, positions: int) -> Array:
+    """Sums over positions (n, C) to means over each group, repeated for its channels (n, 1, C)."""
+    n, c = sums.shape
+    means = sums.reshape(n, groups, c // groups).mean(axis=2) / positions
+    return np.repeat(means, c // groups, axis=1)[:, None, :]
+
+
+def _silu_slope(h: Array, out: Array) -> None:
+    """out = σ (1 + h (1 - σ)) = σ + (h σ) (1 - σ), the derivative of SiLU; overwrites h."""
+    s = sigmoid(h)
+    h *= s
+    np.subtract(1, s, out=out)
+    out *= h
+    out += s
 
 
 def attention(q: Array, k: Array, v: Array) -> tuple[Array, Backward]:

@@ -17,6 +17,7 @@ from ddpm_ref.nn.plan import Piece, UNetConfig, make_plan, piece_shapes
 from ddpm_ref.random import Purpose, uniform
 
 Dropout = Callable[[int, tuple[int, ...]], Array]
+Tape = list[tuple[Piece, Backward]]
 
 
 class UNet:
@@ -81,29 +82,13 @@ class UNet:
         Returns output, (N, H, W, out_channels), and backward(d_output) -> dx, grads with grads a `Params`; it frees
         what it has used as it goes, so it can be called once.
         """
-        cfg, p = self.config, params
+        cfg = self.config
         t = self._checked(params, x_t, t)
-        temb, temb_back = _time(p.under("temb"), x_t, t, cfg, backend)
-        h, conv_in = backend.conv3x3(x_t, p["conv_in/W"], p["conv_in/b"])
-        tape: list[tuple[Piece, Backward]] = []
-        skips: list[Array] = []
-        for layer, piece in enumerate(self.plan[1:]):  # its first piece is conv_in
-            back: Backward = _no_adjoint
-            if piece.kind == "push":
-                skips.append(h)
-            elif piece.kind == "pop":
-                h = np.concatenate([h, skips.pop()], axis=-1)
-            elif piece.kind == "block":
-                uniforms = partial(dropout, layer) if dropout else None
-                h, back = _block(p.under(piece.name), h, temb, cfg, backend, uniforms)
-            elif piece.kind == "attention":
-                h, back = _attention(p.under(piece.name), h, cfg, backend)
-            else:
-                h, back = _resample(piece.kind, p.under(piece.name), h, backend)
-            if adjoint:
-                tape.append((piece, back))
-        h, norm_out = backend.group_norm(h, p["norm_out/gamma"], p["norm_out/beta"], cfg.groups, silu=True)
-        output, conv_out = backend.conv3x3(h, p["conv_out/W"], p["conv_out/b"])
+        silu_temb, temb_back = _time(params.under("temb"), x_t, t, cfg, backend)
+        h, conv_in = backend.conv3x3(x_t, params["conv_in/W"], params["conv_in/b"])
+        h, tape = self._forward(params, h, silu_temb, backend, dropout, keep=adjoint)
+        h, norm_out = backend.group_norm(h, params["norm_out/gamma"], params["norm_out/beta"], cfg.groups, silu=True)
+        output, conv_out = backend.conv3x3(h, params["conv_out/W"], params["conv_out/b"])
 
         def backward(d_output: Array) -> tuple[Array, Params]:
             if not tape:
@@ -113,25 +98,35 @@ class UNet:
             g = params.like(np.empty_like(params.vector))
             d, g["conv_out/W"], g["conv_out/b"] = conv_out(d_output)
             d, g["norm_out/gamma"], g["norm_out/beta"] = norm_out(d)
-            d_temb = np.zeros_like(temb)
-            d_skips: list[Array] = []
-            while tape:
-                piece, back = tape.pop()
-                if piece.kind == "pop":
-                    d_skips.append(d[..., piece.c_in :])
-                    d = d[..., : piece.c_in]
-                elif piece.kind == "push":
-                    d = d + d_skips.pop()
-                elif piece.kind == "block":
-                    d, d_temb_here = back(d, g.under(piece.name))
-                    d_temb += d_temb_here
-                else:
-                    d = back(d, g.under(piece.name))
+            d, d_temb = _walk_back(tape, d, np.zeros_like(silu_temb), g)
             dx, g["conv_in/W"], g["conv_in/b"] = conv_in(d)
             temb_back(d_temb, g.under("temb"))
             return dx, g
 
         return output, backward
+
+    def _forward(
+        self, params: Params, h: Array, silu_temb: Array, run: Backend, dropout: Dropout | None, keep: bool
+    ) -> tuple[Array, Tape]:
+        """Every piece of the plan after conv_in, in order; the tape keeps their adjoints, if they are wanted."""
+        cfg = self.config
+        tape: Tape = []
+        skips: list[Array] = []
+        for layer, piece in enumerate(self.plan[1:]):
+            p, back = params.under(piece.name), _no_adjoint
+            if piece.kind == "push":
+                skips.append(h)
+            elif piece.kind == "pop":
+                h = np.concatenate([h, skips.pop()], axis=-1)
+            elif piece.kind == "block":
+                h, back = _block(p, h, silu_temb, cfg, run, partial(dropout, layer) if dropout else None)
+            elif piece.kind == "attention":
+                h, back = _attention(p, h, cfg, run)
+            else:
+                h, back = _resample(piece.kind, p, h, run)
+            if keep:
+                tape.append((piece, back))
+        return h, tape
 
     def _checked(self, params: Params, x_t: Array, t: Steps) -> Array:
         """t as (N,), after checking that the images fit the network and the parameters."""
@@ -154,6 +149,27 @@ class UNet:
 
 
 # --- the pieces ------------------------------------------------------------------------------------------------------
+
+
+def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params) -> tuple[Array, Array]:
+    """The adjoint of `UNet._forward`: from d loss / d h at its end to that at its beginning, and d loss / d SiLU(temb).
+
+    Takes the tape apart, so that each piece's arrays are freed once they are used.
+    """
+    d_skips: list[Array] = []
+    while tape:
+        piece, back = tape.pop()
+        if piece.kind == "pop":
+            d_skips.append(d[..., piece.c_in :])
+            d = d[..., : piece.c_in]
+        elif piece.kind == "push":
+            d = d + d_skips.pop()
+        elif piece.kind == "block":
+            d, d_temb_here = back(d, g.under(piece.name))
+            d_temb += d_temb_here
+        else:
+            d = back(d, g.under(piece.name))
+    return d, d_temb
 
 
 def _no_adjoint(d: Array, _g: Scope) -> Array:
