@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, help=f"training steps ({RECIPES['digits'][0]})")
     demo.add_argument("--resume", metavar="FOLDER", help="go on with a demo that was stopped")
     demo.set_defaults(**{k: None for k in _NETWORK_OPTIONS}, preset="digits", data="digits", schedule="linear", T=1000,
-                      dtype="float32", save_every=500, log_every=None)  # fmt: skip
+                      dtype="float32", save_every=None, log_every=None)  # fmt: skip
 
     train = command(
         "train",
@@ -230,7 +230,7 @@ def _optimiser_options(p: argparse.ArgumentParser) -> None:
 
 _WITH_RESUME = {
     "train": {"--resume", "--steps", "--backend", "--save-every", "--log-every"},
-    "demo": {"--resume", "--steps", "--backend", "--seed", "--count", "--draw-batch", "--weights", "--temperature",
+    "demo": {"--resume", "--steps", "--backend", "--count", "--draw-batch", "--weights", "--temperature",
              "--clip", "--no-clip"},
 }  # fmt: skip
 

@@ -43,13 +43,15 @@ def bar(total: int, what: str, unit: str, done: int = 0) -> Iterator[Any]:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def train_in(folder: Path, trainer: Trainer, source: DataSource, settings: runs.RunSettings) -> str | None:
+def train_in(
+    folder: Path, trainer: Trainer, source: DataSource, settings: runs.RunSettings, resumed: bool
+) -> str | None:
     """Train with a progress bar in a run's folder; the signal that stopped it, or None."""
     began, steps = trainer.state.step, settings.steps
-    facts = runs.describe(resumed_at=began or None, **runs.run_facts(trainer, source, settings))
-    if began:
+    facts = runs.describe(resumed_at=began if resumed else None, **runs.run_facts(trainer, source, settings))
+    if resumed:
         runs.write_json(folder / f"run-from-{began:08d}.json", facts)
-        facts = (read_facts(folder) or facts) | {"steps": steps}
+        facts = (read_facts(folder) or facts) | asdict(settings)
     runs.write_json(folder / "run.json", facts)
     say(
         f"training {trainer.net.size:,} parameters on {len(trainer.data):,} images ({source.source}, "
@@ -68,7 +70,7 @@ def train_in(folder: Path, trainer: Trainer, source: DataSource, settings: runs.
     if loss is not None:
         say(f"step {trainer.state.step:,}: loss {loss:.4f}, {time.monotonic() - start:.0f} s")
         draw_loss(folder)
-    return stopped if trainer.state.step < steps else None
+    return stopped
 
 
 def draw_loss(folder: Path) -> None:
@@ -85,8 +87,9 @@ def train(args: argparse.Namespace) -> int:
     if trainer.state.step >= settings.steps:
         say(f"{folder} is at step {trainer.state.step:,} already; give --steps with a larger number to go on")
         return 0
-    if stopped := train_in(folder, trainer, source, settings):
-        say(f"stopped by {stopped} and saved; go on with: ddpm-ref train --resume {quote(folder)}")
+    stopped = train_in(folder, trainer, source, settings, args.resume is not None)
+    if stopped and trainer.state.step < settings.steps:
+        say(f"stopped by {stopped} and saved; go on with: {go_on(args, folder)}")
         return 0
     say(f"done; draw with: ddpm-ref sample {quote(folder)}")
     return 0
@@ -110,6 +113,12 @@ def new_folder(default: str | Path) -> Path:
         number += 1
         folder = Path(f"{default}-{number}")
     return folder
+
+
+def go_on(args: argparse.Namespace, folder: Path) -> str:
+    """The command that goes on with a run that was stopped."""
+    backend = [] if args.backend == "numpy" else ["--backend", args.backend]
+    return shlex.join(["ddpm-ref", args.command, "--resume", str(folder), *backend])
 
 
 def quote(path: str | Path) -> str:
@@ -217,10 +226,11 @@ def demo(args: argparse.Namespace) -> int:
     start = time.monotonic()
     need("tqdm", "safetensors", "PIL.Image", "matplotlib.figure")
     folder, trainer, source, settings = open_run(args, "runs/demo")
-    stopped = train_in(folder, trainer, source, settings) if trainer.state.step < settings.steps else None
-    if stopped:
-        say(f"stopped by {stopped} and saved; go on with: ddpm-ref demo --resume {quote(folder)}")
+    todo = trainer.state.step < settings.steps
+    if stopped := todo and train_in(folder, trainer, source, settings, args.resume is not None):
+        say(f"stopped by {stopped} and saved; go on with: {go_on(args, folder)}")
         return 0
+    args.seed = trainer.settings.seed  # of a resumed demo: as it began
     checkpoint = load_checkpoint(folder)
     watch = Watch(checkpoint.schedule.T)
     images = draw(checkpoint, args.count, args, watch)

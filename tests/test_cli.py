@@ -173,6 +173,16 @@ def test_the_demo_trains_draws_and_lists_its_pictures(monkeypatch):
     assert "on 1,500 images (digits, 8x8x1)" in done.out
 
 
+def test_a_resumed_demo_draws_what_it_would_have_drawn(monkeypatch):
+    monkeypatch.setitem(ddpm_ref.PRESETS, "digits", replace(CONFIG, image_size=8))
+    monkeypatch.setitem(SCHEDULES, "linear", lambda T: short(20))
+    for folder, steps in (("whole", 3), ("broken", 2)):
+        assert call("demo", "--seed", 5, "--steps", steps, "--count", 2, "--out", folder).status == 0
+    done = call("demo", "--resume", "broken", "--steps", 3, "--count", 2)
+    assert (done.status, done.err) == (0, "")
+    assert np.array_equal(images(Path("broken")), images(Path("whole")))
+
+
 # ---- resuming and folders
 
 

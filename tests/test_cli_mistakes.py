@@ -171,3 +171,20 @@ def test_a_second_drawing_leaves_the_first_alone(ready):
     for folder in ("samples-4", "samples-4-2"):
         assert call("sample", ready.folder, "--count", 1, "--seed", 4).status == 0
         assert json.loads((ready.folder / folder / "sampling.json").read_text())["seed"] == 4
+
+
+def test_data_behind_a_link_are_found_again_by_the_name_that_was_given(tmp_path, ready):
+    rows = np.random.default_rng(0).integers(0, 10, (20, 3073)).astype(np.uint8)
+    (tmp_path / "blob").write_bytes(rows.tobytes())
+    (tmp_path / "data.bin").symlink_to("blob")
+    assert call(*TRAIN, "--data", "data.bin", "--steps", 1, "--out", "run").status == 0
+    assert call("train", "--resume", "run", "--steps", 2).status == 0
+
+
+def test_a_resumed_run_keeps_its_first_command_and_how_often_it_writes(ready):
+    assert call("train", "--resume", ready.folder, "--steps", 2, "--save-every", 7).status == 0
+    facts = json.loads((ready.folder / "run.json").read_text())
+    assert (facts["steps"], facts["save_every"]) == (2, 7) and "--base 4" in facts["command"]
+    assert call("train", "--resume", ready.folder, "--steps", 3).status == 0
+    assert json.loads((ready.folder / "run.json").read_text())["save_every"] == 7
+    assert json.loads((ready.folder / "run-from-00000002.json").read_text())["resumed_at"] == 2

@@ -205,7 +205,7 @@ def run_training(
     log = Log(folder / "log.csv", trainer.state.step)
     adam = trainer.settings.adam
     report = None
-    if trainer.state.step == 0:
+    if trainer.state.step == 0 and not list_checkpoints(folder):
         save(trainer, data, folder)
     saved = time.monotonic()
     with stop_signals() as stopped:

@@ -64,7 +64,7 @@ def _split(
     fingerprint = images.fingerprint()
     images = images.padded(pad) if pad is not None else images
     train, held = images.split(held_out, seed) if held_out else (images, None)
-    # An absolute path, so that the run can be resumed from another folder.
-    where = source if source == "digits" else str(Path(source).resolve())
+    # An absolute path, so that the run can be resumed from another folder; links stay, since names tell formats apart.
+    where = source if source == "digits" else str(Path(source).absolute())
     facts = DataSource(where, images.shape, images.levels, held_out, seed, fingerprint, size, pad)
     return facts, train, held
