@@ -1,7 +1,6 @@
 """What the commands of `ddpm-ref` do, once their arguments are read."""
 
 import argparse
-import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from ddpm_ref.files.source import DataSource, reopen_source
 from ddpm_ref.from_options import new_trainer, read_facts, resumed_trainer
 from ddpm_ref.gallery import Watch, noising_strip, save_samples
 from ddpm_ref.memory import keep_freed_memory
+from ddpm_ref.reverse import check_temperature
 from ddpm_ref.sampling import batches, generate_steps
 from ddpm_ref.train import StepReport, Trainer
 
@@ -143,8 +143,7 @@ def sampler_settings(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[s
         raise ValueError("var: this checkpoint's network was trained without log-variance channels")
     if objective.var == "learned" and var != "learned":
         raise ValueError(f"var: this checkpoint's network gives its own variances; got {var!r}")
-    if not (math.isfinite(args.temperature) and args.temperature >= 0):
-        raise ValueError(f"temperature: wanted a finite number >= 0, got {args.temperature}")
+    check_temperature(args.temperature)
     return {
         "seed": args.seed,
         "backend": get_backend(args.backend),
@@ -257,11 +256,12 @@ def evaluate(args: argparse.Namespace) -> int:
         missing = "labels, which the classifier needs" if held_out else "held-out images to be judged beside"
         raise ValueError(f"{checkpoint.data.source}: this run has no {missing}")
     # Before anything is drawn: this finds data that cannot be judged.
-    classifier, real = quality.reference(held_out.x_0(), train_part.x_0(), train_part.labels)
+    seen = train_part.x_0()
+    classifier, real = quality.reference(held_out.x_0(), seen, train_part.labels)
     folder = Path(args.out) if args.out else new_folder(f"{run_folder(args)}/evaluation-{args.seed}")
     runs.open_folder(folder)
     images = draw(checkpoint, len(held_out), args)
-    result = quality.Comparison(quality.measure(images, train_part.x_0(), classifier), real)
+    result = quality.Comparison(quality.measure(images, seen, classifier), real)
     save_samples(folder, images)
     runs.write_json(folder / "evaluation.json", facts | result.as_dict())
     say(result.table())
@@ -300,16 +300,8 @@ def info(args: argparse.Namespace) -> int:
 
 def check_counts(args: argparse.Namespace) -> None:
     """Numbers that argparse cannot check, before any work."""
-    for name, lowest in (
-        ("steps", 1),
-        ("count", 1),
-        ("batch", 1),
-        ("draw_batch", 1),
-        ("T", 1),
-        ("log_every", 1),
-        ("save_every", 1),
-    ):
+    for name in ("steps", "count", "batch", "draw_batch", "T", "log_every", "save_every"):
         if getattr(args, name, None) is not None:
-            check_int(f"--{name.replace('_', '-')}", getattr(args, name), lowest)
+            check_int(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     if getattr(args, "seed", None) is not None:
         check_int("--seed", args.seed, 0, 2**64 - 1)

@@ -19,8 +19,8 @@ from ddpm_ref.objective import Objective
 from ddpm_ref.schedule import SCHEDULES, Schedule
 from ddpm_ref.train import RECIPES, Trainer, TrainSettings
 
+_RUN = tuple(RunSettings.__dataclass_fields__)
 SMALLEST = {"mnist": 32}  # smaller images are padded to what the preset is meant for
-SAVE_EVERY, LOG_EVERY = 1000, 20
 
 
 def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, RunSettings]:
@@ -64,7 +64,7 @@ def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, RunSetti
     trainer = Trainer(
         UNet(config), schedule, train, settings, get_backend(args.backend), dtype=np.dtype(args.dtype).type
     )
-    return trainer, source, RunSettings(args.steps or steps, args.save_every or SAVE_EVERY, args.log_every or LOG_EVERY)
+    return trainer, source, RunSettings(**({"steps": steps} | _run_options(args)))
 
 
 def _schedule(args: argparse.Namespace) -> Schedule:
@@ -78,6 +78,11 @@ def _schedule(args: argparse.Namespace) -> Schedule:
     return SCHEDULES[args.schedule](args.T, **ends)
 
 
+def _run_options(args: argparse.Namespace) -> dict[str, Any]:
+    """How long to run and how often to write, as far as the command line says."""
+    return _given(**{name: getattr(args, name) for name in _RUN})
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given on the command line."""
     return {name: value for name, value in options.items() if value is not None}
@@ -88,8 +93,8 @@ def resumed_trainer(folder: Path, args: argparse.Namespace) -> tuple[Trainer, Da
     checkpoint = load_checkpoint(latest_checkpoint(folder))
     source, train, _ = reopen_source(checkpoint.data)
     begun = read_facts(folder)
-    steps = args.steps or begun.get("steps")
-    if not isinstance(steps, int):
+    options = {name: begun[name] for name in _RUN if name in begun} | _run_options(args)
+    if not isinstance(options.get("steps"), int):
         raise ValueError(f"steps: {folder / 'run.json'} does not say how many steps the run was to take; give --steps")
     trainer = Trainer(
         checkpoint.net,
@@ -99,8 +104,7 @@ def resumed_trainer(folder: Path, args: argparse.Namespace) -> tuple[Trainer, Da
         get_backend(args.backend),
         state=checkpoint.state,
     )
-    save_every = args.save_every or begun.get("save_every", SAVE_EVERY)
-    return trainer, source, RunSettings(steps, save_every, args.log_every or begun.get("log_every", LOG_EVERY))
+    return trainer, source, RunSettings(**options)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -220,6 +220,12 @@ def p_sample(
     return step.mean + float(temperature) * np.sqrt(step.var) * z, step.x_0_hat
 
 
+def check_temperature(temperature: float) -> None:
+    """ValueError unless it is a finite number >= 0."""
+    if not (np.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature: wanted a finite number >= 0, got {temperature}")
+
+
 def sample_steps(
     schedule: Schedule,
     model: Model,
@@ -251,8 +257,7 @@ def sample_steps(
     check_int("every", every, 1)
     check_same_shape(x_T=x_T)
     check_choice("predicts", predicts, PARAMETRISATIONS)
-    if not (np.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature: wanted a finite number >= 0, got {temperature}")
+    check_temperature(temperature)
     if predicts == "eps":
         check_eps_predictable(schedule, np.arange(1, start + 1))
     if not _is_learned(var):

@@ -13,7 +13,7 @@ from ddpm_ref.checks import Array, check_int
 from ddpm_ref.forward import check_eps_predictable, q_sample
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.optim import AdamSettings
-from ddpm_ref.nn.params import Params
+from ddpm_ref.nn.params import Params, Shapes, count
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.objective import Objective, batch_mean
 from ddpm_ref.random import Purpose
@@ -72,6 +72,16 @@ class TrainState:
     adam_m: Array
     adam_v: Array
 
+    def network(self, net: UNet, weights: str = "raw") -> Params:
+        """The network's parameters, "raw" or their "ema": views of the state."""
+        return Params({"raw": self.params, "ema": self.ema}[weights][: net.size], net.shapes)
+
+
+def run_shapes(net: UNet, schedule: Schedule, objective: Objective) -> Shapes:
+    """Names and shapes in a run's flat vectors: the network's, and s_0 … s_T if the objective learns them."""
+    table = {"objective/log_variance": (schedule.T + 1,)} if objective.learned_weights else {}
+    return {**net.shapes, **table}
+
 
 class StepReport(NamedTuple):
     """What one step saw. quarters: (2, 4), loss sums and then image counts for t ≤ T/4, …, t > 3T/4."""
@@ -123,20 +133,19 @@ class Trainer:
         keep_freed_memory()
         self.net, self.schedule, self.data, self.settings = net, schedule, data, settings
         self.backend = backend or Backend()
-        weights = schedule.T + 1 if settings.objective.learned_weights else 0
+        size = count(run_shapes(net, schedule, settings.objective))
         if state is None:
-            vector = np.concatenate([net.init(settings.seed, dtype).vector, np.zeros(weights, dtype)])
-            state = TrainState(0, vector, *(np.zeros_like(vector) for _ in range(3)))
-        if state.params.shape != (net.size + weights,):
-            raise ValueError(
-                f"state: wanted {net.size + weights} parameters for this network, got {state.params.shape}"
-            )
+            vectors = [np.zeros(size, dtype) for _ in range(4)]
+            vectors[0][: net.size] = net.init(settings.seed, dtype).vector
+            state = TrainState(0, *vectors)
+        if state.params.shape != (size,):
+            raise ValueError(f"state: wanted {size} parameters for this network, got {state.params.shape}")
         self.state = state
         self.dtype = state.params.dtype.type
 
     def params(self, weights: str = "raw") -> Params:
         """The network's parameters, "raw" or their "ema": views of the state."""
-        return Params({"raw": self.state.params, "ema": self.state.ema}[weights][: self.net.size], self.net.shapes)
+        return self.state.network(self.net, weights)
 
     def draw(self, step: int, samples: Array) -> Batch:
         """x_0, t and ε of these places in a step's batch (lines 2-4)."""

@@ -37,14 +37,13 @@ from ddpm_ref.files.checkpoint import (
     Checkpoint,
     DataSource,
     checkpoint_path,
-    checkpoint_shapes,
     keep_last,
     latest_checkpoint,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
-from ddpm_ref.train import TrainSettings, TrainState
+from ddpm_ref.train import TrainSettings, TrainState, run_shapes
 
 
 @pytest.fixture
@@ -280,6 +279,6 @@ def test_a_folder_stands_for_its_newest_checkpoint(saved):
 
 
 def test_shapes_of_a_run_are_the_networks_and_the_learned_table_behind_them():
-    shapes = checkpoint_shapes(CONFIG, schedule_of([0.1, 0.2]), Objective(learned_weights=True))
+    shapes = run_shapes(UNet(CONFIG), schedule_of([0.1, 0.2]), Objective(learned_weights=True))
     assert list(shapes)[-1] == "objective/log_variance" and shapes["objective/log_variance"] == (3,)
-    assert list(shapes)[:-1] == list(checkpoint_shapes(CONFIG, schedule_of([0.1]), Objective()))
+    assert list(shapes)[:-1] == list(run_shapes(UNet(CONFIG), schedule_of([0.1]), Objective()))

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import struct
 from fractions import Fraction
 from typing import Any
 
@@ -28,16 +27,6 @@ def numbered(n: int) -> ImageData:
 
 def labels_of(data: ImageData) -> list[int]:
     return [] if data.labels is None else list(map(int, data.labels))
-
-
-def idx_bytes(array: Array) -> bytes:
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return header + bytes(array.astype(np.uint8))
-
-
-def cifar_bytes(images: Array, labels: Array) -> bytes:
-    planes = images.transpose(0, 3, 1, 2)
-    return b"".join(bytes([k]) + plane.tobytes() for k, plane in zip(labels, planes, strict=True))
 
 
 def test_digits_levels_scale_exactly() -> None:

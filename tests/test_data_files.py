@@ -8,25 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from test_data import labels_of, some_images
 
 from ddpm_ref.checks import Array
-from ddpm_ref.files.data import ImageData, load_data
-
-REPEATABLE = settings(derandomize=True, deadline=None, database=None, max_examples=60)
-
-
-def some_images(*shape: int, levels: int = 256, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).integers(0, levels, shape).astype(np.uint8)
-
-
-def numbered(n: int) -> ImageData:
-    """n images of one pixel whose labels count them."""
-    return ImageData(np.arange(n).astype(np.uint8).reshape(n, 1, 1, 1), 256, "order", np.arange(n))
-
-
-def labels_of(data: ImageData) -> list[int]:
-    return [] if data.labels is None else list(map(int, data.labels))
+from ddpm_ref.files.data import load_data
 
 
 def idx_bytes(array: Array) -> bytes:

@@ -19,18 +19,17 @@ from ddpm_ref.extras import import_extra
 from ddpm_ref.files.atomic import replacing
 from ddpm_ref.files.source import DataSource
 from ddpm_ref.nn.optim import AdamSettings
-from ddpm_ref.nn.params import Params, Shapes, count
+from ddpm_ref.nn.params import Params, count
 from ddpm_ref.nn.plan import UNetConfig, make_plan
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.objective import Objective
 from ddpm_ref.schedule import Schedule
-from ddpm_ref.train import TrainSettings, TrainState
+from ddpm_ref.train import TrainSettings, TrainState, run_shapes
 
 FORMAT_VERSION = "1"
 KEPT = 2
 _NAME = "checkpoint-{:08d}.safetensors"
 _VECTORS = ("params", "ema", "adam_m", "adam_v")
-_TABLE = "objective/log_variance"
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,7 @@ class Checkpoint:
 
     def params(self, weights: str = "ema") -> Params:
         """Its parameters, "raw" or their "ema"."""
-        net = self.net
-        return Params({"raw": self.state.params, "ema": self.state.ema}[weights][: net.size], net.shapes)
-
-
-def checkpoint_shapes(config: UNetConfig, schedule: Schedule, objective: Objective) -> Shapes:
-    """Names and shapes in a run's flat vectors: the network's, and s_0 … s_T if the objective learns them."""
-    shapes = dict(UNet(config).shapes)
-    if objective.learned_weights:
-        shapes[_TABLE] = (schedule.T + 1,)
-    return shapes
+        return self.state.network(self.net, weights)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
@@ -70,7 +60,7 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> Path:
     """
     save_file = import_extra("safetensors.numpy", "a checkpoint").save_file
     c = checkpoint
-    shapes = checkpoint_shapes(c.config, c.schedule, c.settings.objective)
+    shapes = run_shapes(c.net, c.schedule, c.settings.objective)
     tensors: dict[str, Array] = {"schedule/beta": np.ascontiguousarray(c.schedule.beta)}
     for name in _VECTORS:
         vector = getattr(c.state, name)
@@ -124,7 +114,7 @@ def _parse(run: dict[str, Any], file: Any) -> Checkpoint:
     settings |= {"objective": Objective(**settings["objective"]), "adam": AdamSettings(**settings["adam"])}
     schedule = Schedule(_tensor(file, "schedule/beta", np.dtype(np.float64)), run["schedule"])
     train_settings = TrainSettings(**settings)
-    shapes = checkpoint_shapes(config, schedule, train_settings.objective)
+    shapes = run_shapes(UNet(config), schedule, train_settings.objective)
     names = {f"{name}/{key}" for name in _VECTORS for key in shapes} | {"schedule/beta"}
     if names != set(file.keys()):
         odd = sorted(names ^ set(file.keys()))

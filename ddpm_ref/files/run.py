@@ -243,9 +243,7 @@ def loss_curve(folder: Path) -> tuple[Array, Array, Array]:
 def run_facts(trainer: Trainer, data: DataSource, settings: RunSettings) -> dict[str, Any]:
     """What run.json says of a training run beside `describe`."""
     return {
-        "steps": settings.steps,
-        "save_every": settings.save_every,
-        "log_every": settings.log_every,
+        **asdict(settings),
         "seed": trainer.settings.seed,
         "backend": trainer.backend.name,
         "network": asdict(trainer.net.config),
