@@ -35,6 +35,8 @@ from ddpm_ref.objective import (  # isort: skip
     weighted,
 )
 from ddpm_ref.likelihood import BoundTerms, bits_per_dim, bound_terms, prior_kl  # isort: skip
+from ddpm_ref.oracles import EmpiricalOracle, MixtureOracle, Oracle  # isort: skip
+from ddpm_ref.gaussian_oracle import GaussianOracle  # isort: skip
 from ddpm_ref.random import Purpose, normal, uniform  # isort: skip
 from ddpm_ref.backend import Backend, available_backends, get_backend  # isort: skip
 from ddpm_ref.nn.params import Params  # isort: skip
@@ -59,8 +61,12 @@ __all__ = [
     "Backend",
     "BoundTerms",
     "Checkpoint",
+    "EmpiricalOracle",
+    "GaussianOracle",
     "Losses",
+    "MixtureOracle",
     "Objective",
+    "Oracle",
     "Params",
     "Purpose",
     "ReverseStep",
