@@ -35,8 +35,6 @@ from ddpm_ref.objective import (  # isort: skip
     weighted,
 )
 from ddpm_ref.likelihood import BoundTerms, bits_per_dim, bound_terms, prior_kl  # isort: skip
-from ddpm_ref.oracles import EmpiricalOracle, MixtureOracle, Oracle  # isort: skip
-from ddpm_ref.gaussian_oracle import GaussianOracle  # isort: skip
 from ddpm_ref.random import Purpose, normal, uniform  # isort: skip
 from ddpm_ref.backend import Backend, available_backends, get_backend  # isort: skip
 from ddpm_ref.nn.params import Params  # isort: skip
@@ -46,10 +44,13 @@ from ddpm_ref.nn.optim import AdamSettings  # isort: skip
 from ddpm_ref.train import Trainer, TrainSettings, TrainState  # isort: skip
 from ddpm_ref.sampling import generate_steps  # isort: skip
 
+from importlib import import_module  # isort: skip
 from typing import TYPE_CHECKING, Any  # isort: skip
 
 if TYPE_CHECKING:
     from ddpm_ref.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from ddpm_ref.gaussian_oracle import GaussianOracle
+    from ddpm_ref.oracles import EmpiricalOracle, MixtureOracle, Oracle
 
 __version__ = "0.1.0"
 
@@ -117,10 +118,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Names that read or write files, imported when first used: they would double the cost of importing this."""
-    if name in ("Checkpoint", "load_checkpoint", "save_checkpoint"):
-        from ddpm_ref.files import checkpoint
+# Imported when first used: the files, and numpy.random behind the oracles, would double the cost of importing this.
+_LATER = {
+    "files.checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+    "gaussian_oracle": ("GaussianOracle",),
+    "oracles": ("EmpiricalOracle", "MixtureOracle", "Oracle"),
+}
 
-        return getattr(checkpoint, name)
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"ddpm_ref.{module}"), name)
     raise AttributeError(f"module 'ddpm_ref' has no attribute {name!r}")

@@ -24,7 +24,7 @@ STANDARD = {
     "opcode", "reprlib", "token", "tokenize",
 }  # fmt: skip
 # Of the package itself, what only some commands need.
-LATER = {"cli", "commands", "experiments", "gallery", "pictures"}
+LATER = {"cli", "commands", "experiments", "gallery", "gaussian_oracle", "oracles", "pictures"}
 
 
 @pytest.fixture(scope="module")
