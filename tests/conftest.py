@@ -1,9 +1,12 @@
-"""Hypothesis profiles, and the one measure of a gradient that the tests of operations and network share.
+"""Seeds and Hypothesis profiles, and the one measure of a gradient that the tests of operations and network share.
 
-Runs are repeatable by default; HYPOTHESIS_PROFILE=random draws new examples every time.
+Runs are repeatable by default. HYPOTHESIS_PROFILE=random draws new examples every time, and `--seed random` (or a
+number) reseeds the statistical tests; the header prints both, and a failing example prints how to repeat it.
 """
 
 import os
+import secrets
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +18,27 @@ from ddpm_ref.checks import Array
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, max_examples=30)
 settings.register_profile("random", deadline=None, print_blob=True, max_examples=100)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", default="0", help="of the statistical tests' random numbers: a number, or 'random'")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed == "random":
+        config.option.seed = str(secrets.randbits(32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    profile = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+    return f"seeds: --seed {config.option.seed}, HYPOTHESIS_PROFILE={profile}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers of this test alone, which `--seed` changes."""
+    return np.random.default_rng([int(request.config.option.seed), zlib.crc32(request.node.nodeid.encode())])
+
 
 GradientErrors = Callable[..., list[float]]
 
