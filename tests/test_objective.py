@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import SIX, assert_gradient, batch_shapes, gradient_per_image, grey_levels, seeds, training_batch
+from strategies import (
+    SIX,
+    assert_gradient,
+    batch_shapes,
+    expand,
+    gradient_per_image,
+    grey_levels,
+    seeds,
+    training_batch,
+)
 
 from ddpm_ref import (
     PARAMETRISATIONS,
@@ -22,6 +31,7 @@ from ddpm_ref import (
     discretized_gaussian_log_likelihood,
     huber_error,
     output_from_x_0,
+    p_mean,
     p_mean_var,
     q_posterior,
     reverse_variance,
@@ -100,6 +110,23 @@ def test_eq_8_over_t_1_the_bound_is_the_weighted_square_plus_a_constant(
     C = 0.5 * (ratio - 1 - np.log(ratio))
     np.testing.assert_allclose(term.per_image - square.per_image, C, rtol=0, atol=1e-9 * (1 + term.per_image.max()))
     np.testing.assert_allclose(term.d_output, square.d_output, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("var", ["beta", "beta_tilde"])
+@given(shape=batch_shapes, seed=seeds)
+def test_eq_8_is_eq_10_is_eq_12(var: Any, shape: Any, seed: int) -> None:
+    """As functions of any ε_θ: through μ̃_t(x_t, x_0), through the true noise, and with the weight of ‖ε - ε_θ‖²."""
+    b = training_batch(seed, shape)
+    sigma2 = expand(reverse_variance(SIX, var), b.t, b.x_t)
+    beta, alpha, abar = (expand(a, b.t, b.x_t) for a in (SIX.beta, SIX.alpha, SIX.alpha_bar))
+    mu_theta = p_mean(SIX, b.x_t, b.t, b.output)
+    eq_8 = (q_posterior(SIX, b.x_0, b.x_t, b.t)[0] - mu_theta) ** 2 / (2 * sigma2)
+    eq_10 = ((b.x_t - beta / np.sqrt(1 - abar) * b.eps) / np.sqrt(alpha) - mu_theta) ** 2 / (2 * sigma2)
+    eq_12 = beta**2 / (2 * sigma2 * alpha * (1 - abar)) * (b.eps - b.output) ** 2
+    np.testing.assert_allclose(eq_8, eq_12, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(eq_10, eq_12, rtol=1e-7, atol=1e-9)
+    weighed = weighted(squared_error(b.output, b.eps), bound_weights(SIX, var=var)[b.t]).per_image
+    np.testing.assert_allclose(weighed, eq_12.reshape(len(b.t), -1).mean(axis=1), rtol=1e-9)
 
 
 def test_the_bound_takes_one_step_for_all() -> None:
