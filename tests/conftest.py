@@ -34,6 +34,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seeds: --seed {config.option.seed}, HYPOTHESIS_PROFILE={profile}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hypothesis marks its own tests; with these, `-m "hypothesis or statistical"` is every randomised one."""
+    for item in items:
+        if "rng" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.statistical)
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers of this test alone, which `--seed` changes."""
