@@ -7,7 +7,7 @@ import pytest
 from dense_gaussian import affine, block, gaussians, oracle_of, q_joint
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from strategies import SIX, derivative, schedules, seeds
 
 from ddpm_ref import (
@@ -211,12 +211,14 @@ def test_the_empirical_posterior_is_bayes_rule_over_the_points(schedule: Schedul
     oracle = EmpiricalOracle(points, schedule)
     for t in range(1, schedule.T + 1):
         abar = schedule.alpha_bar[t]
-        q = np.prod(stats.norm.pdf(x_t[:, None], np.sqrt(abar) * points, np.sqrt(1 - abar)), axis=(2, 3, 4))
-        r = q / q.sum(axis=1, keepdims=True)
+        log_q = stats.norm.logpdf(x_t[:, None], np.sqrt(abar) * points, np.sqrt(1 - abar)).sum(axis=(2, 3, 4))
+        r = special.softmax(log_q, axis=1)
         x_0 = np.einsum("nk,khwc->nhwc", r, points)
         np.testing.assert_allclose(oracle.responsibilities(x_t, t), r, rtol=1e-7, atol=1e-12)
         np.testing.assert_allclose(oracle.x_0(x_t, t), x_0, rtol=1e-7, atol=1e-10)
-        np.testing.assert_allclose(oracle.log_q(x_t, t), np.log(q.mean(axis=1)) / 4, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(
+            oracle.log_q(x_t, t), (special.logsumexp(log_q, axis=1) - np.log(K)) / 4, rtol=1e-7, atol=1e-9
+        )
         spread = (r * ((points[None] - x_0[:, None]) ** 2).sum(axis=(2, 3, 4))).sum(axis=1)
         np.testing.assert_allclose(oracle.posterior_variance(x_t, t), spread / 4, rtol=1e-6, atol=1e-10)
 
