@@ -2,6 +2,7 @@
 
 Runs are repeatable by default. HYPOTHESIS_PROFILE=random draws new examples every time, and `--seed random` (or a
 number) reseeds the statistical tests; the header prints both, and a failing example prints how to repeat it.
+HYPOTHESIS_PROFILE=mutation stops at the first example that fails instead of looking for the simplest.
 """
 
 import os
@@ -11,12 +12,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from ddpm_ref.checks import Array
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, max_examples=30)
 settings.register_profile("random", deadline=None, print_blob=True, max_examples=100)
+settings.register_profile("mutation", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
