@@ -69,7 +69,6 @@ def _narrow_bin(m: Array, w: Array) -> tuple[Array, Array, Array]:
     """
     z = np.maximum(np.abs(m * w / 2), 1e-8)
     log_sinhc = z + np.log(-np.expm1(-2 * z)) - np.log(2 * z)
-    log_sinhc = np.where(z < 1e-2, z * z / 6, log_sinhc)
     slope = np.where(z < 1e-2, z / 3, 1 / np.tanh(z) - 1 / z)  # d log_sinhc / dz
     log_p = -0.5 * (m * m + np.log(2 * np.pi)) + np.log(w) + log_sinhc - w * w / 24
     # m and w fall as 1/σ, z as 1/σ².

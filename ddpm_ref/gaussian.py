@@ -31,12 +31,12 @@ def erfcx(y: Array) -> Array:
 def log_normal_cdf(x: Array) -> Array:
     """log Φ(x) of the standard normal, accurate in both tails; float64.
 
-    x ≤ 0:  log Φ(x) = -x²/2 + log(erfcx(-x/√2) / 2)      x > 0:  log Φ(x) = log(1 - Φ(-x))
+    log Φ(-|x|) = -x²/2 + log(erfcx(|x|/√2) / 2), and for x > 0  log Φ(x) = log(1 - Φ(-x))
     """
     x = np.asarray(x, dtype=np.float64)
     with np.errstate(divide="ignore"):  # log 0 at x = -∞
         lower = np.log(erfcx(np.abs(x) / np.sqrt(2)) / 2) - x * x / 2
-    return np.where(x <= 0, lower, np.log1p(-np.exp(np.where(x <= 0, -1.0, lower))))
+    return np.where(x <= 0, lower, np.log1p(-np.exp(lower)))
 
 
 def normal_kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:

@@ -2,7 +2,7 @@
 
 Runs are repeatable by default. HYPOTHESIS_PROFILE=random draws new examples every time, and `--seed random` (or a
 number) reseeds the statistical tests; the header prints both, and a failing example prints how to repeat it.
-HYPOTHESIS_PROFILE=mutation stops at the first example that fails instead of looking for the simplest.
+HYPOTHESIS_PROFILE=mutation draws fewer and stops at the first that fails instead of looking for the simplest.
 """
 
 import os
@@ -18,7 +18,9 @@ from ddpm_ref.checks import Array
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True, max_examples=30)
 settings.register_profile("random", deadline=None, print_blob=True, max_examples=100)
-settings.register_profile("mutation", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
+settings.register_profile(
+    "mutation", settings.get_profile("ci"), max_examples=10, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

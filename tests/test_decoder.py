@@ -277,3 +277,28 @@ def test_a_bin_far_narrower_than_sigma_keeps_its_digits(levels: int) -> None:
         d_mean, d_var = backward(np.ones(2))
         np.testing.assert_allclose(d_mean, m / sigma, rtol=1e-9)
         np.testing.assert_allclose(d_var, (m * m - 1) / (2 * sigma**2), rtol=1e-9)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("width", [0.99e-4, 1e-5, 1e-7])
+@pytest.mark.parametrize("tilt", [0.0, 1e-8, 1e-6, 1e-4, 0.005, 0.02, 0.3, 1.0, 5.0, 20.0])
+def test_a_narrow_bin_is_the_quadrature_of_the_density_however_far_from_the_mean(
+    tilt: float, width: float, side: int
+) -> None:
+    """tilt = mw/2: how much log φ falls from the middle of the bin, at m, to its edge; all in units of σ."""
+    levels, x_0 = 256, np.array(1 / 255)
+    sigma = 2 / 255 / width
+    mean = x_0 - side * 2 * tilt / width * sigma
+    m = (x_0 - mean) / sigma
+    log_p, backward = discretized_gaussian_log_likelihood(x_0, mean, sigma**2, levels)
+
+    node, weight = np.polynomial.legendre.leggauss(80)
+    u = width / 2 * node
+    exponent = -m * u - u * u / 2
+    mass = weight / 2 * np.exp(exponent - exponent.max())
+    exact = -0.5 * (m * m + np.log(2 * np.pi)) + np.log(width) + exponent.max() + np.log(mass.sum())
+    d_mean, d_var = backward(np.array(1.0))
+    np.testing.assert_allclose(log_p, exact, rtol=1e-14, atol=1e-13)
+    np.testing.assert_allclose(d_mean * sigma, m + np.average(u, weights=mass), rtol=1e-12, atol=1e-20)
+    second_moment = np.average((m + u) ** 2, weights=mass)
+    np.testing.assert_allclose(d_var * sigma**2, 0.5 * (second_moment - 1), rtol=1e-13, atol=1e-13)

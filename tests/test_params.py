@@ -150,7 +150,7 @@ def test_the_last_layers_have_the_width_that_reaches_them() -> None:
 CONFIG = UNetConfig(3, 16, (1, 2), 1, (1,), groups=8)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def fresh() -> Params:
     return UNet(CONFIG).init(0)
 

@@ -8,6 +8,7 @@ those too, one at a time, each in a file of its own that a fresh pytest imports.
 import difflib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,15 +72,20 @@ def run(path: Path, tests: list[str]) -> None:
         for name, text in found:
             if verdicts[name] != "killed":
                 Path(folder, path).write_text(text)
-                verdicts[name] = "killed" if _fails(tests, folder) else "survived"
+                failed = _first_to_fail(tests, folder)
+                tests = sorted(tests, key=lambda test: test != failed)  # it may well see the next one too
+                verdicts[name] = "killed" if failed is not None else "survived"
                 print(f"{verdicts[name]}: {path} {name}", flush=True)
             RESULTS.write_text(json.dumps({**results(), str(path): verdicts}, indent=1))
 
 
-def _fails(tests: list[str], folder: str) -> bool:
+def _first_to_fail(tests: list[str], folder: str) -> str | None:
+    """The file of the first test that fails, "" if none could even run or time ran out, None if all pass."""
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": "."}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     try:
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=SECONDS).returncode != 0
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        return True
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) ([\w/.]+)", done.stdout, re.MULTILINE)
+    return None if done.returncode == 0 else found[1] if found else ""
