@@ -54,6 +54,14 @@ def test_q_sample_is_q_step_t_times_with_the_composed_noise(schedule: Schedule, 
 
 
 @given(noised())
+def test_q_step_is_eq_2(case: Case) -> None:
+    schedule, x_prev, t, eps = case
+    beta = expand(schedule.beta, t, x_prev)
+    expected = np.sqrt(1 - beta) * x_prev + np.sqrt(beta) * eps
+    np.testing.assert_allclose(q_step(schedule, x_prev, t, eps), expected, rtol=1e-14, atol=1e-14)
+
+
+@given(noised())
 def test_q_sample_is_the_mean_plus_the_deviation_times_eps(case: Case) -> None:
     schedule, x_0, t, eps = case
     mean, var = q_mean_var(schedule, x_0, t)

@@ -132,3 +132,13 @@ def test_log_variance_weighting_is_optimal_where_s_is_the_log_of_the_loss() -> N
     # Any s: the loss goes as ℓ e^{-s} + s.
     value = [log_variance_weighted(losses, s + d, t)[0].per_image for d in (-1e-4, 1e-4)]
     np.testing.assert_allclose((value[1] - value[0]) / 2e-4, d_s, atol=1e-7)
+
+
+def test_log_variance_weighting_computes_in_float64_and_refuses_a_step_beyond_its_table() -> None:
+    losses, s = Losses(np.array([0.5, 2.0]), np.ones((2, 3))), np.linspace(-1, 1, 7, dtype=np.float32)
+    narrow, wide = (log_variance_weighted(losses, table, np.array([2, 6])) for table in (s, s.astype(np.float64)))
+    np.testing.assert_array_equal(narrow[0].per_image, wide[0].per_image)
+    np.testing.assert_array_equal(narrow[1], wide[1])
+    for t in (0, 7):
+        with pytest.raises(ValueError, match=rf"t: wanted steps in 1\.\.6, got {t}"):
+            log_variance_weighted(losses, s, t)

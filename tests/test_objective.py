@@ -238,7 +238,7 @@ def test_an_objective_is_the_weighted_sum_of_its_parts(predicts: str, var: Any) 
 
 @every_parametrisation
 def test_l_simple_sends_no_gradient_to_learned_variances(predicts: str) -> None:
-    b = training_batch(4, (3, 2, 2), predicts=predicts, var="learned")
+    b = training_batch(4, (3, 5, 2), predicts=predicts, var="learned")
     mixed, _ = run(Objective(predicts, "learned", w_simple=1, w_elbo=0.5), b)
     only_bound, _ = run(Objective(predicts, "learned", w_simple=0, w_elbo=0.5), b)
     np.testing.assert_array_equal(mixed.d_output[..., 2:], only_bound.d_output[..., 2:])
@@ -282,6 +282,7 @@ def test_the_papers_objectives_of_table_2_are_allowed() -> None:
         for var in ("beta", "learned"):
             assert Objective(predicts, var, w_simple=0.0, w_elbo=1.0).w_elbo == 1
         assert Objective(predicts).weight == "simple"
+    assert Objective(var="learned", weight="bound", w_simple=0.0, w_elbo=1.0).w_simple == 0, "no part has that weight"
 
 
 @pytest.mark.parametrize("t", [np.array([0, -1]), np.array([1]), np.array([1, 2, 3]), 1001])

@@ -155,6 +155,7 @@ def test_mixed_variance_lies_between_its_ends_and_rises_with_the_weight(
     a, b = (mixed_variance(schedule, w, geometric=geometric) for w in (weight / 2, weight))
     slack = 1 + 1e-14
     assert (low <= a * slack).all() and (a <= b * slack).all() and (b <= high * slack).all()
+    np.testing.assert_array_equal(mixed_variance(schedule, weight), mixed_variance(schedule, weight, geometric=False))
     middle = (low * high) ** 0.5 if geometric else (low + high) / 2
     np.testing.assert_allclose(mixed_variance(schedule, 0.5, geometric=geometric), middle, rtol=1e-14)
 

@@ -125,6 +125,14 @@ def test_warmup_rises_over_its_share_of_the_steps_then_stays(name: str, rise: in
     assert beta[rise - 1] < 0.02 and (beta[rise:] == 0.02).all()
 
 
+def test_warmup_over_nothing_is_constant_and_over_everything_linear_and_the_names_say_the_percentage() -> None:
+    assert (Schedule.warmup(0) == Schedule.constant()) and Schedule.warmup(0).name == "warmup0"
+    assert (Schedule.warmup(1) == Schedule.linear()) and Schedule.warmup(1).name == "warmup100"
+    assert Schedule.warmup(0.3, 1000, 1e-3, 0.05).beta[[1, 300]].tolist() == [1e-3, 0.05]
+    with pytest.raises(ValueError, match=r"fraction: wanted a number in \[0, 1\], got -0.1"):
+        Schedule.warmup(-0.1)
+
+
 def test_jsd_forgets_one_part_in_T_each_step() -> None:
     for T in (1, 2, 7, 1000):
         s = Schedule.jsd(T)
@@ -151,6 +159,7 @@ def test_sigmoid_reproduces_its_alpha_bar_up_to_the_cap_on_beta() -> None:
         s = Schedule.sigmoid(1000, start, end, tau)
         np.testing.assert_allclose(s.alpha_bar[:-1], v[:-1] / v[0], rtol=1e-9)
         assert s.beta[-1] == 0.999 == s.beta.max()
+    assert Schedule.sigmoid() == Schedule.sigmoid(1000, -3, 3, 1) != Schedule.sigmoid(1000, -3, 3, 0.9)
 
 
 # --- any other -------------------------------------------------------------------------------------------------------
@@ -169,6 +178,9 @@ def test_from_alpha_bar_gives_back_beta(beta: Any, to_the_end: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         again = Schedule.from_alpha_bar(s.alpha_bar)
+        narrow = s.alpha_bar.astype(np.float32)
+        assert Schedule.from_alpha_bar(narrow) == Schedule.from_alpha_bar(narrow.astype(np.float64))
+    assert again.name == "custom"
     np.testing.assert_allclose(again.beta, s.beta, rtol=0, atol=1e-15)
     np.testing.assert_allclose(again.alpha_bar, s.alpha_bar, rtol=1e-12)
 
