@@ -83,6 +83,19 @@ def _parser() -> argparse.ArgumentParser:
 
     info = command("info", "say what a checkpoint holds")
     info.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
+
+    check = command(
+        "check",
+        "hold any implementation of the paper to its equations, through an adapter",
+        "\nExits with 0 if nothing is broken, 1 if something is, 2 if the adapter cannot be loaded or one of its\n"
+        "functions raises.\n\nexamples:\n  ddpm-ref check --list\n  ddpm-ref check my_adapter.py\n"
+        "  ddpm-ref check package.module:Adapter --only q-sample posterior-mean --json",
+    )
+    check.add_argument("adapter", nargs="?", metavar="ADAPTER", help="my_adapter.py or package.module, or either :Name")
+    check.add_argument("--list", action="store_true", help="say what an adapter may offer and declare, and exit")
+    check.add_argument("--only", nargs="+", metavar="ID", help="these properties alone")
+    check.add_argument("--json", action="store_true", help="the report as JSON")
+    check.add_argument("--seed", type=int, default=0, help="of all random inputs")
     return parser
 
 
@@ -250,9 +263,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if getattr(args, "resume", None) is not None and (odd := _options(argv) - _WITH_RESUME[args.command]):
         parser.error(f"a resumed run goes on as it began; leave out {', '.join(sorted(odd))}")
-    from ddpm_ref import commands  # after --help, which need not wait for it
 
     try:
+        if args.command == "check":  # needs none of the libraries that the other commands do
+            from ddpm_ref.conformance.command import check_command
+
+            return check_command(args)
+        from ddpm_ref import commands  # after --help, which need not wait for it
+
         commands.check_counts(args)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)

@@ -1,0 +1,251 @@
+"""Holds or broken: the comparison of what came with what is wanted, and which known mistake it looks like."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+from ddpm_ref.conformance.adapter import Adapter, AdapterError, NotFinite
+from ddpm_ref.conformance.conventions import Conventions
+from ddpm_ref.conformance.tolerance import Formula, epsilon, process_of, tolerance
+from ddpm_ref.schedule import Schedule
+
+MAX_ELEMENTS = 1 << 22  # of one array over all steps; with larger images only some steps are tried
+CHUNK_ELEMENTS = 1 << 19
+
+
+class NotOffered(Exception):
+    """The property cannot be asked: what it needs is not there, or does not apply under the declared conventions."""
+
+
+@dataclass
+class Broken(Exception):
+    """The property does not hold: where first (the paper's t, if it has one), what came, what is wanted, and why."""
+
+    got: object
+    wanted: object
+    diagnosis: str = ""
+    t: int | None = None
+
+
+Mistakes = Mapping[str, Formula]
+
+
+@dataclass
+class Case:
+    """One adapter under check: its conventions, its own process, and the inputs of each property."""
+
+    adapter: Adapter
+    seed: int = 0
+    slug: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def c(self) -> Conventions:
+        """The declared conventions."""
+        return self.adapter.conventions
+
+    @cached_property
+    def eps(self) -> float:
+        """Machine precision as declared."""
+        return epsilon(self.c.precision)
+
+    @cached_property
+    def declared(self) -> Schedule | None:
+        """The process of the declared schedule, or None."""
+        beta = self.c.declared_beta()
+        return None if beta is None else process_of(beta, name="declared")
+
+    @cached_property
+    def own_beta(self) -> Array | None:
+        """Their betas(), if offered and in (0, 1]."""
+        beta = self._table("betas")
+        return beta if beta is not None and ((beta > 0) & (beta <= 1)).all() else None
+
+    @cached_property
+    def own_alpha_bar(self) -> Array | None:
+        """Their alpha_bar(), if offered and falling within [0, 1)."""
+        abar = self._table("alpha_bar")
+        if abar is None or not (abar[0] < 1 and (np.diff(abar) < 0).all() and abar[-1] >= 0):
+            return None
+        return abar
+
+    def _table(self, name: str) -> Array | None:
+        try:
+            return self.adapter.array(name, (self.c.T,)) if name in self.adapter else None
+        except (AdapterError, NotFinite):
+            return None  # its own property says so
+
+    @cached_property
+    def process(self) -> Schedule:
+        """What everything downstream is judged by: their own β, so that a wrong schedule breaks one line, not twenty.
+
+        Their betas(); else the declared schedule if their alpha_bar() agrees with it; else that ᾱ; else the declared.
+        """
+        if self.own_beta is not None:
+            return process_of(self.own_beta)
+        abar = self.own_alpha_bar
+        if abar is None:
+            if self.declared is None:
+                raise NotOffered("offer betas or alpha_bar, or declare a schedule")
+            return self.declared
+        if self.declared is not None:
+            wanted, tol = self.tolerance(lambda s, t: s.alpha_bar[t], np.arange(1, self.c.T + 1), s=self.declared)
+            if (np.abs(abar - wanted) <= tol).all():
+                return self.declared
+        return process_of(1 - abar / np.concatenate([[1.0], abar[:-1]]), alpha_bar=abar)
+
+    # --- inputs
+
+    def rng(self, *more: int) -> np.random.Generator:
+        """Fresh random numbers, the same in every run, for the property at hand."""
+        return np.random.default_rng([self.seed, *self.slug.encode(), *more])
+
+    @cached_property
+    def steps(self) -> Array:
+        """The steps tried, in the paper's numbering: all of them, or both ends and some between for large images."""
+        T, room = self.c.T, max(MAX_ELEMENTS // int(np.prod(self.c.shape)), 12)
+        if room >= T:
+            return np.arange(1, T + 1)
+        ends = [1, 2, 3, T - 1, T]
+        return np.unique(np.clip([*ends, *np.linspace(1, T, room - len(ends)).astype(int)], 1, T))
+
+    def normal(self, rng: np.random.Generator, t: Array) -> Array:
+        """Standard normals, one image for each step, in the declared precision."""
+        return self.rounded(rng.standard_normal((len(t), *self.c.shape)))
+
+    def images(self, rng: np.random.Generator, t: Array) -> Array:
+        """Images on the grid of grey levels, one for each step."""
+        low, high = self.c.data_range
+        grey = rng.integers(0, self.c.levels, (len(t), *self.c.shape)) / (self.c.levels - 1)
+        return self.rounded(low + (high - low) * grey)
+
+    def rounded(self, x: Array) -> Array:
+        """In float64, but exactly representable in the declared precision."""
+        return np.asarray(x, dtype=self.c.dtype).astype(np.float64)
+
+    # --- calls
+
+    def ask(self, name: str, t: Array, *inputs: Array | None, pick: int | None = None) -> Array:
+        """Their function at every step, a batch at a time. None stands for t; pick: which part of (mean, var)."""
+        rows = max(1, CHUNK_ELEMENTS // int(np.prod(self.c.shape)))
+        parts = []
+        for begin in range(0, len(t), rows):
+            chunk = slice(begin, begin + rows)
+            theirs = self.c.theirs(t[chunk])
+            args = [theirs if x is None else x[chunk].astype(self.c.dtype) for x in inputs]
+            shape = (len(theirs), *self.c.shape)
+            try:
+                if pick is None:
+                    parts.append(self.adapter.array(name, shape, *args))
+                else:
+                    parts.append(self.adapter.mean_var(name, shape, *args)[pick])
+            except NotFinite as bad:
+                step = int(t[begin + bad.index[0]])
+                raise Broken(bad.value, "a finite number", "", t=step) from None
+        return np.concatenate(parts)
+
+    def tolerance(self, formula: Formula, t: Array, *inputs: Array, s: Schedule | None = None) -> tuple[Array, Array]:
+        """What is wanted at these steps and how far off rounding may be."""
+        return tolerance(s or self.process, self.eps, formula, t, inputs)
+
+    # --- judgement
+
+    def judge(
+        self,
+        got: Array,
+        formula: Formula,
+        t: Array,
+        *inputs: Array,
+        mistakes: Mistakes | None = None,
+        also: Formula | None = None,
+        s: Schedule | None = None,
+    ) -> None:
+        """Broken unless got is formula(process, t, *inputs) within rounding, at every step.
+
+        also: another algebraic form of the formula, whose rounding is allowed too.
+        mistakes: formulas of known mistakes, by what to say of them.
+        """
+        wanted, tol = self.tolerance(formula, t, *inputs, s=s)
+        if also is not None:
+            tol = tol + self.tolerance(also, t, *inputs, s=s)[1]
+        self.compare(got, wanted, tol, t, lambda: self.explain(got, formula, t, inputs, tol, mistakes or {}, s))
+
+    def compare(self, got: Array, wanted: Array, tol: Array, t: Array, why: Callable[[], str]) -> None:
+        """Broken, at the smallest t, unless |got - wanted| ≤ tol everywhere; rows are steps."""
+        error = np.abs(got - wanted)
+        bad = ~(error <= tol)
+        if not bad.any():
+            with np.errstate(all="ignore"):
+                self.notes.extend(_worst(error, wanted, t))
+            return
+        rows = bad.reshape(len(t), -1).any(axis=1)
+        row = int(np.flatnonzero(rows)[np.argmin(t[rows])])
+        excess = (error[row] / tol[row]).reshape(-1)
+        at = int(np.argmax(np.where(bad[row].reshape(-1), excess, -1)))
+        one, other = float(np.reshape(got[row], -1)[at]), float(np.reshape(wanted[row], -1)[at])
+        raise Broken(one, other, why(), t=int(t[row]))
+
+    def explain(
+        self, got: Array, formula: Formula, t: Array, inputs: tuple[Array, ...], tol: Array, mistakes: Mistakes, s: Any
+    ) -> str:
+        """The known mistake that fits, in words, or ""."""
+        s = s or self.process
+        wanted = formula(s, t, *inputs)
+        bad = ~(np.abs(got - wanted) <= tol)
+        tries: dict[str, Callable[[], Array]] = {}
+        for text, wrong in mistakes.items():
+            tries[text] = lambda wrong=wrong: wrong(s, t, *inputs)  # type: ignore[misc]
+        for text, shift in (("the values of t - 1", -1), ("the values of t + 1", 1)):
+            inside = np.clip(t + shift, 1, self.c.T)
+            tries[f"{text}: off by one step"] = lambda inside=inside: formula(s, inside, *inputs)  # type: ignore[misc]
+        if self.own_alpha_bar is not None:
+            theirs = process_of(s.beta[1:], alpha_bar=self.own_alpha_bar)
+            tries["as its own alpha_bar table says, which is not the product of 1 - β"] = lambda: formula(theirs, t, *inputs)
+        if self.declared is not None:
+            tries["as the declared schedule says, but not as its own betas do"] = lambda: formula(self.declared, t, *inputs)
+        for text, make in tries.items():
+            try:
+                with np.errstate(all="ignore"):
+                    candidate = make()
+            except ValueError:  # not defined at that step, as ε where ᾱ_t = 0
+                continue
+            if fits(got, candidate, wanted, tol, bad):
+                return text
+        if self.c.precision == "float64":
+            loose = tolerance(s, epsilon("float32"), formula, t, inputs)[1]
+            if (np.abs(got - wanted) <= loose).all():
+                return 'as precise as float32; declare precision="float32" if that is meant'
+        return constant_factor(got, wanted, bad)
+
+
+def fits(got: Array, candidate: Array, wanted: Array, tol: Array, bad: Array) -> bool:
+    """Whether a candidate explains (nearly) every value that is wrong, by more than being near what is wanted.
+
+    Nearly, because the two ends of t may differ.
+    """
+    near = np.abs(got - candidate) <= 2 * tol + 1e-9 * np.abs(candidate)
+    apart = ~(np.abs(candidate - wanted) <= 2 * tol)
+    return bool(near[bad].mean() >= 0.9 and apart[bad].mean() >= 0.5)
+
+
+def constant_factor(got: Array, wanted: Array, bad: Array) -> str:
+    """One factor between got and wanted, where they differ."""
+    with np.errstate(all="ignore"):
+        ratio = (got / wanted)[bad]
+    ratio = ratio[np.isfinite(ratio)]
+    if len(ratio) > 3 and np.ptp(ratio) <= 1e-3 * abs(np.median(ratio)):
+        return f"{np.median(ratio):.6g} times what is wanted, everywhere"
+    return ""
+
+
+def _worst(error: Array, wanted: Array, t: Array) -> list[str]:
+    """A note on the precision of a table that holds, if it is worse than 1e-5."""
+    if error.ndim > 1:
+        return []
+    relative = np.where(wanted != 0, error / np.abs(wanted), 0)
+    at = int(np.argmax(relative))
+    return [f"worst relative error {relative[at]:.0e} at t = {t[at]}"] if relative[at] > 1e-5 else []

@@ -1,0 +1,265 @@
+"""One reverse step: mean and variance of p_θ(x_{t-1} | x_t), and Algorithm 2's line 4 (§3.2; Eqs. 1, 11)."""
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+from ddpm_ref.conformance.forward_properties import POSTERIOR_MISTAKES, Draws, draws, spread
+from ddpm_ref.conformance.judge import Broken, Case
+from ddpm_ref.conformance.property import Property
+from ddpm_ref.conformance.schedule_properties import VARIANCE_MISTAKES
+from ddpm_ref.conformance.tolerance import Formula
+from ddpm_ref.forward import per_image, q_posterior
+from ddpm_ref.reverse import PARAMETRISATIONS, output_to_x_0, p_mean
+from ddpm_ref.schedule import Schedule
+
+# At t = 1 some clamp the variance to 1e-20 and multiply noise by its root.
+CLAMPED_NOISE = 1e-9
+
+
+def variance_output(case: Case, t: Array) -> tuple[Array, ...]:
+    """What the network says of σ_t², one image for each step: () unless variances are learned."""
+    if not case.c.learned:
+        return ()
+    rng = case.rng(1)
+    shape = (len(t), *case.c.shape)
+    if case.c.var == "learned_range":
+        return (case.rounded(rng.uniform(-1, 1, shape)),)
+    log_var = np.log(per_image(case.process.beta[t], np.empty(shape))) + rng.uniform(-1, 0.5, shape)
+    return (case.rounded(log_var if case.c.var == "learned_log" else np.exp(log_var)),)
+
+
+def variance_formula(case: Case) -> Formula:
+    """σ_t² as declared, of the inputs (x_t[, var_output]), for t > 1."""
+    var = case.c.var
+    if not isinstance(var, str):
+        table = np.concatenate([[0.0], var])
+        return spread(lambda s, t: table[t])
+    if var == "beta":
+        return spread(lambda s, t: s.beta[t])
+    if var == "beta_tilde":
+        return spread(lambda s, t: s.beta_tilde[t])
+
+    def learned(s: Schedule, t: Array, x_t: Array, v: Array) -> Array:
+        if var == "learned_var":
+            return v
+        if var == "learned_log":
+            return np.exp(v)
+        share = (v + 1) / 2
+        log_beta, log_tilde = (per_image(np.log(table[t]), x_t) for table in (s.beta, s.beta_tilde))
+        return np.exp(share * log_beta + (1 - share) * log_tilde)
+
+    return learned
+
+
+def mean_formula(case: Case, predicts: str | None = None, clip: bool = False, form: str = "direct") -> Formula:
+    """μ_θ of (x_t, output): Eq. 11 for ε, the output itself for μ, Eq. 7 at x̂_0 otherwise, or with form="Eq. 7" for all.
+
+    clip: x̂_0 is clipped to data_range, and the mean is Eq. 7 at it.
+    """
+    predicts = predicts or case.c.predicts
+
+    def formula(s: Schedule, t: Array, x_t: Array, output: Array) -> Array:
+        if not clip and form == "direct":
+            if predicts == "eps":
+                return p_mean(s, x_t, t, output)
+            if predicts == "mu":
+                return output
+        x_0_hat = output_to_x_0(s, x_t, t, output, predicts)
+        return q_posterior(s, np.clip(x_0_hat, *case.c.data_range) if clip else x_0_hat, x_t, t)[0]
+
+    return formula
+
+
+def mean_mistakes(case: Case) -> dict[str, Formula]:
+    """What a reverse mean is often mistaken for."""
+
+    def eq_11(slope: Formula, root: Formula = lambda s, t: 1 / np.sqrt(s.alpha[t])) -> Formula:
+        return lambda s, t, x, y: per_image(root(s, t), x) * (x - per_image(slope(s, t), x) * y)
+
+    wrong: dict[str, Formula] = {}
+    if case.c.predicts == "eps":
+        wrong = {
+            "1/√α_t is missing": eq_11(lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: np.ones(len(t))),
+            "1/√ᾱ_t for 1/√α_t": eq_11(
+                lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: 1 / np.sqrt(s.alpha_bar[t])
+            ),
+            "1/α_t for 1/√α_t": eq_11(lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: 1 / s.alpha[t]),
+            "1 - ᾱ_t for √(1 - ᾱ_t) under β_t": eq_11(lambda s, t: s.beta[t] / (1 - s.alpha_bar[t])),
+            "√β_t for β_t before ε": eq_11(lambda s, t: np.sqrt(s.beta[t]) / np.sqrt(1 - s.alpha_bar[t])),
+            "√(1 - ᾱ_{t-1}) for √(1 - ᾱ_t)": eq_11(
+                lambda s, t: s.beta[t] / np.sqrt(np.maximum(1 - s.alpha_bar[t - 1], 1e-300))
+            ),
+            "√(1 - α_t) for √(1 - ᾱ_t)": eq_11(lambda s, t: np.sqrt(s.beta[t])),
+            "ε is added, not subtracted": eq_11(lambda s, t: -s.beta[t] / np.sqrt(1 - s.alpha_bar[t])),
+        }
+    predicts = case.c.predicts
+    wrong["this is x̂_0 itself"] = lambda s, t, x, y: output_to_x_0(s, x, t, y, predicts)
+    for text, posterior in POSTERIOR_MISTAKES.items():
+        wrong[f"Eq. 7 with {text}"] = lambda s, t, x, y, f=posterior: f(s, t, output_to_x_0(s, x, t, y, predicts), x)
+    for other in PARAMETRISATIONS:
+        if other != predicts:
+            text = f'as if the network predicted {other}: declare predicts="{other}" if it does'
+            wrong[text] = mean_formula(case, other)
+    return wrong
+
+
+def ask_mean(case: Case, name: str, d: Draws) -> Array:
+    """Their μ_θ: of p_mean_var, or of reverse_step with z = 0."""
+    more = variance_output(case, d.t)
+    if name == "p_mean_var":
+        return case.ask(name, d.t, d.x_t, None, d.output, *more, pick=0)
+    return case.ask(name, d.t, d.x_t, None, d.output, np.zeros_like(d.x_t), *more)
+
+
+def _mean(case: Case, name: str) -> None:
+    d = draws(case)
+    got = ask_mean(case, name, d)
+    also = mean_formula(case, form="Eq. 7")
+    case.judge(got, mean_formula(case), d.t, d.x_t, d.output, also=also, mistakes=mean_mistakes(case))
+
+
+def reverse_mean(case: Case) -> None:
+    """μ_θ(x_t, t) = (x_t - β_t/√(1 - ᾱ_t) ε_θ) / √α_t, or its like for x_0, μ and v; x̂_0 lies inside data_range."""
+    _mean(case, "p_mean_var")
+
+
+def step_mean(case: Case) -> None:
+    """Line 4 of Algorithm 2 with z = 0 gives μ_θ(x_t, t)."""
+    _mean(case, "reverse_step")
+
+
+def reverse_variance(case: Case) -> None:
+    """σ_t² is the declared one at every t > 1. At t = 1 the paper leaves it open: finite and not negative will do."""
+    d = draws(case)
+    v = variance_output(case, d.t)
+    got = case.ask("p_mean_var", d.t, d.x_t, None, d.output, *v, pick=1)
+    first, rest = d.t == 1, d.t > 1
+    if (got[first] < 0).any():
+        raise Broken(float(got[first].min()), "a variance, not negative", t=1)
+    inputs = (d.x_t[rest], *(x[rest] for x in v))
+    case.judge(got[rest], variance_formula(case), d.t[rest], *inputs, mistakes=variance_mistakes(case))
+
+
+def variance_mistakes(case: Case) -> dict[str, Formula]:
+    """What σ_t² is often mistaken for, and which declaration would fit."""
+    right = variance_formula(case)
+    wrong: dict[str, Formula] = {}
+    for name, table in (("beta", lambda s, t: s.beta[t]), ("beta_tilde", lambda s, t: s.beta_tilde[t])):
+        if case.c.var != name:
+            wrong[f'σ_t² is {"β_t" if name == "beta" else "β̃_t"}: declare var="{name}" if that is meant'] = spread(table)
+    wrong["the standard deviation where the variance is meant"] = lambda s, t, *x: np.sqrt(right(s, t, *x))
+    wrong["log σ_t² where the variance is meant"] = lambda s, t, *x: np.log(right(s, t, *x))
+    wrong["σ_t² squared"] = lambda s, t, *x: right(s, t, *x) ** 2
+    return wrong | {text: spread(table) for text, table in VARIANCE_MISTAKES.items()}
+
+
+def clipping(case: Case) -> None:
+    """Where x̂_0 leaves data_range, the mean is Eq. 7 at the clipped x̂_0 if clip is declared, and unclipped if not.
+
+    For a network that predicts μ both are accepted under clip (the released code leaves μ as it is).
+    """
+    d = draws(case, outside=True)
+    got = ask_mean(case, "p_mean_var" if "p_mean_var" in case.adapter else "reverse_step", d)
+    clipped, free = mean_formula(case, clip=True), mean_formula(case)
+    if case.c.clip:
+        if case.c.predicts == "mu":
+            wanted, tol = case.tolerance(free, d.t, d.x_t, d.output)
+            if (np.abs(got - wanted) <= tol).all():
+                return
+        wrong = {
+            "x̂_0 is clipped where it has no effect: the mean is that of the unclipped one, Eq. 11": free,
+            "x̂_0 is clipped to [-1, 1], not to data_range": lambda s, t, x, y: q_posterior(
+                s, np.clip(output_to_x_0(s, x, t, y, case.c.predicts), -1, 1), x, t
+            )[0],
+            "the mean itself is clipped": lambda s, t, x, y: np.clip(free(s, t, x, y), *case.c.data_range),
+        }
+        case.judge(got, clipped, d.t, d.x_t, d.output, mistakes=wrong)
+    else:
+        wrong = {
+            "x̂_0 is clipped: declare clip=True if that is meant": clipped,
+            "the mean itself is clipped": lambda s, t, x, y: np.clip(free(s, t, x, y), *case.c.data_range),
+        }
+        case.judge(got, free, d.t, d.x_t, d.output, also=mean_formula(case, form="Eq. 7"), mistakes=wrong)
+
+
+def step_noise(case: Case) -> None:
+    """What z adds to a reverse step is exactly σ_t z at every t > 1: half the difference of steps with z and -z."""
+    d = draws(case, first=2)
+    v, z = variance_output(case, d.t), case.normal(case.rng(2), d.t)
+    up, down = (case.ask("reverse_step", d.t, d.x_t, None, d.output, sign * z, *v) for sign in (1, -1))
+    got = (up - down) / 2
+    var = variance_formula(case)
+
+    def noise(s: Schedule, t: Array, x_t: Array, z: Array, *v: Array) -> Array:
+        return np.sqrt(var(s, t, x_t, *v)) * z
+
+    wrong: dict[str, Formula] = {
+        "σ_t² z where σ_t z is meant": lambda s, t, x, z, *v: var(s, t, x, *v) * z,
+        "σ_t = β^¼: the root of the variance is taken twice": lambda s, t, x, z, *v: var(s, t, x, *v) ** 0.25 * z,
+        "no noise is added": lambda s, t, x, z, *v: np.zeros_like(z),
+        "z is not scaled by σ_t": lambda s, t, x, z, *v: z,
+        "½ log σ_t² z: the exponential is missing": lambda s, t, x, z, *v: 0.5 * np.log(var(s, t, x, *v)) * z,
+        "the sign of z": lambda s, t, x, z, *v: -noise(s, t, x, z, *v),
+    }
+    for text, other in variance_mistakes(case).items():
+        wrong.setdefault(text, lambda s, t, x, z, *v, f=other: np.sqrt(np.maximum(f(s, t, x, *v), 0)) * z)
+    wanted, tol = case.tolerance(noise, d.t, d.x_t, z, *v)
+    # The sum of mean and noise is rounded as a whole.
+    tol = tol + 4 * case.eps * np.maximum(np.abs(up), np.abs(down)) + 4 * case.eps
+    inputs = (d.x_t, z, *v)
+    case.compare(got, wanted, tol, d.t, lambda: case.explain(got, noise, d.t, inputs, tol, wrong, None))
+
+
+def last_step(case: Case) -> None:
+    """At t = 1 a reverse step does not depend on z (Algorithm 2, line 3)."""
+    d = draws(case)
+    only = Draws(*(x[:1] for x in (d.t, d.x_0, d.eps, d.x_t, d.output)))
+    if only.t[0] != 1:
+        return
+    v, z = variance_output(case, only.t), case.normal(case.rng(2), only.t)
+    one, other = (case.ask("reverse_step", only.t, only.x_t, None, only.output, sign * z, *v) for sign in (1, -1))
+    size = np.abs(one - other) / 2
+    if (size > CLAMPED_NOISE + 8 * case.eps * (1 + np.abs(one))).any():
+        at = int(np.argmax(size))
+        sigma = float((np.abs((one - other) / 2 / z)).reshape(-1)[at])
+        raise Broken(sigma, 0.0, "noise is added at t = 1: σ_1 in front of z", t=1)
+
+
+INDEPENDENT = {
+    "q_step": lambda d: (d.x_0, None, d.eps),
+    "q_sample": lambda d: (d.x_0, None, d.eps),
+    "predict_x_0": lambda d: (d.x_t, None, d.output),
+    "predict_eps": lambda d: (d.x_t, None, d.x_0),
+    "target": lambda d: (d.x_0, None, d.eps),
+}
+
+
+def rows_alone(case: Case) -> None:
+    """Each image is treated by its own t: a batch in another order, and images alone, give the same rows."""
+    d = draws(case)
+    pick = np.unique(np.linspace(0, len(d.t) - 1, 12).astype(int))
+    d = Draws(*(x[pick] for x in (d.t, d.x_0, d.eps, d.x_t, d.output)))
+    for name, inputs in INDEPENDENT.items():
+        if name not in case.adapter:
+            continue
+        args = inputs(d)
+        batch = case.ask(name, d.t, *args)
+        turned = case.ask(name, d.t[::-1], *(None if x is None else x[::-1] for x in args))[::-1]
+        alone = [case.ask(name, d.t[i : i + 1], *(None if x is None else x[i : i + 1] for x in args)) for i in (0, 5, -2)]
+        tol = 32 * case.eps * (np.abs(batch) + 1)
+        case.compare(turned, batch, tol, d.t, lambda name=name: f"{name}: another order of the batch")
+        rows = [0, 5, len(d.t) - 2]
+        case.compare(
+            np.concatenate(alone), batch[rows], tol[rows], d.t[rows], lambda name=name: f"{name}: an image alone"
+        )
+
+
+PROPERTIES = (
+    Property("rows", "Eqs. 2, 4, 15", "each image goes by its own t", ("|".join(INDEPENDENT),), rows_alone),
+    Property("reverse-mean", "Eq. 11", "mean of p_θ(x_{t-1} | x_t)", ("p_mean_var",), reverse_mean),
+    Property("reverse-var", "§3.2", "variance of p_θ(x_{t-1} | x_t), t > 1", ("p_mean_var",), reverse_variance),
+    Property("clip", "Eqs. 7, 15", "x̂_0 beyond data_range", ("p_mean_var|reverse_step",), clipping),
+    Property("step-mean", "Alg. 2, line 4", "a reverse step with z = 0", ("reverse_step",), step_mean),
+    Property("step-noise", "Alg. 2, line 4", "noise of a reverse step is σ_t z", ("reverse_step",), step_noise),
+    Property("last-step", "Alg. 2, line 3", "no noise at t = 1", ("reverse_step",), last_step),
+)
