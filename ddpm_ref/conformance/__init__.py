@@ -9,7 +9,15 @@ my_adapter.py` makes each property a test. `ddpm-ref check --list` shows what an
 
 from collections.abc import Sequence
 
-from ddpm_ref.conformance import forward_properties, reverse_properties, schedule_properties
+from ddpm_ref.conformance import (
+    forward_properties,
+    likelihood_properties,
+    objective_properties,
+    reverse_properties,
+    sampling_properties,
+    schedule_properties,
+    surroundings_properties,
+)
 from ddpm_ref.conformance.adapter import FUNCTIONS, Adapter, AdapterError, load_adapter
 from ddpm_ref.conformance.conventions import Conventions, did_you_mean
 from ddpm_ref.conformance.property import Property, Report, Result, run
@@ -18,6 +26,10 @@ PROPERTIES: tuple[Property, ...] = (
     *schedule_properties.PROPERTIES,
     *forward_properties.PROPERTIES,
     *reverse_properties.PROPERTIES,
+    *sampling_properties.PROPERTIES,
+    *objective_properties.PROPERTIES,
+    *likelihood_properties.PROPERTIES,
+    *surroundings_properties.PROPERTIES,
 )
 
 __all__ = [

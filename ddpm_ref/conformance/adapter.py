@@ -110,7 +110,9 @@ class Adapter:
         try:
             return mean, _finite(name, np.broadcast_to(var, shape))
         except ValueError:
-            raise AdapterError(f"{name} gave a var of shape {var.shape}, wanted {shape} or (N,) or one number") from None
+            raise AdapterError(
+                f"{name} gave a var of shape {var.shape}, wanted {shape} or (N,) or one number"
+            ) from None
 
 
 class Stop(Exception):

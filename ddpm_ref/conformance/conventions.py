@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_ref.checks import Array, check_choice, check_int
-from ddpm_ref.schedule import SCHEDULES, Schedule
+from ddpm_ref.schedule import SCHEDULES
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "predicts": ("eps", "x_0", "mu", "v"),
@@ -44,7 +44,9 @@ class Conventions:
     )
     schedule_args: Mapping[str, float] = field(
         default_factory=dict,
-        metadata={"says": "its keywords: beta_1, beta_T, s, beta …; for each schedule also beta_min, beta_max, which clip β"},
+        metadata={
+            "says": "its keywords: beta_1, beta_T, s, beta …; for each schedule also beta_min, beta_max, which clip β"
+        },
     )
     predicts: str = _says('what the network puts out: "eps", "x_0", "mu" (mean of x_{t-1}), "v"', "eps")
     var: str | Sequence[float] = _says(
@@ -52,7 +54,9 @@ class Conventions:
         '"learned_var" (σ²), "learned_range" (v in [-1, 1] between log β̃ and log β)',
         "beta",
     )
-    clip: bool = _says("whether the reverse step clips x̂_0 to data_range; its mean is then Eq. 7 at the clipped x̂_0", False)
+    clip: bool = _says(
+        "whether the reverse step clips x̂_0 to data_range; its mean is then Eq. 7 at the clipped x̂_0", False
+    )
     data_range: tuple[float, float] = _says("what grey levels are scaled to", (-1.0, 1.0))
     levels: int = _says("number of grey levels", 256)
     shape: tuple[int, ...] = _says("shape of one image, in their layout; small is fast", (3, 8, 8))
@@ -129,7 +133,9 @@ def named_beta(name: str, T: int, **args: float) -> Array:
         args.pop("beta_max", None)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a schedule that leaves x_T far from N(0, I) is another matter
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # a schedule that leaves x_T far from N(0, I) is another matter
             return SCHEDULES[name](T, **args).beta[1:].copy()
     except TypeError as error:
         raise ValueError(f"schedule_args: {error}") from None

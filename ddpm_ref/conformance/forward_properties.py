@@ -60,11 +60,15 @@ def one_step(case: Case) -> None:
         d.x_0,
         d.eps,
         mistakes={
-            "β_t where √β_t is meant": lambda s, t, x, e: per_image(np.sqrt(s.alpha[t]), x) * x + per_image(s.beta[t], x) * e,
-            "1 - β_t where √(1 - β_t) is meant": lambda s, t, x, e: per_image(s.alpha[t], x) * x
-            + per_image(np.sqrt(s.beta[t]), x) * e,
-            "1 - β_t and β_t where their roots are meant": lambda s, t, x, e: per_image(s.alpha[t], x) * x
-            + per_image(s.beta[t], x) * e,
+            "β_t where √β_t is meant": lambda s, t, x, e: (
+                per_image(np.sqrt(s.alpha[t]), x) * x + per_image(s.beta[t], x) * e
+            ),
+            "1 - β_t where √(1 - β_t) is meant": lambda s, t, x, e: (
+                per_image(s.alpha[t], x) * x + per_image(np.sqrt(s.beta[t]), x) * e
+            ),
+            "1 - β_t and β_t where their roots are meant": lambda s, t, x, e: (
+                per_image(s.alpha[t], x) * x + per_image(s.beta[t], x) * e
+            ),
             "x_{t-1} is not scaled by √(1 - β_t)": lambda s, t, x, e: x + per_image(np.sqrt(s.beta[t]), x) * e,
             "this is q(x_t | x_0), Eq. 4": lambda s, t, x, e: q_sample(s, x, t, e),
         },
@@ -72,12 +76,15 @@ def one_step(case: Case) -> None:
 
 
 NOISING_MISTAKES: Mistakes = {
-    "1 - ᾱ_t where √(1 - ᾱ_t) is meant": lambda s, t, x, e: per_image(np.sqrt(s.alpha_bar[t]), x) * x
-    + per_image(1 - s.alpha_bar[t], x) * e,
-    "ᾱ_t where √ᾱ_t is meant": lambda s, t, x, e: per_image(s.alpha_bar[t], x) * x
-    + per_image(np.sqrt(1 - s.alpha_bar[t]), x) * e,
-    "ᾱ_t and 1 - ᾱ_t where their roots are meant": lambda s, t, x, e: per_image(s.alpha_bar[t], x) * x
-    + per_image(1 - s.alpha_bar[t], x) * e,
+    "1 - ᾱ_t where √(1 - ᾱ_t) is meant": lambda s, t, x, e: (
+        per_image(np.sqrt(s.alpha_bar[t]), x) * x + per_image(1 - s.alpha_bar[t], x) * e
+    ),
+    "ᾱ_t where √ᾱ_t is meant": lambda s, t, x, e: (
+        per_image(s.alpha_bar[t], x) * x + per_image(np.sqrt(1 - s.alpha_bar[t]), x) * e
+    ),
+    "ᾱ_t and 1 - ᾱ_t where their roots are meant": lambda s, t, x, e: (
+        per_image(s.alpha_bar[t], x) * x + per_image(1 - s.alpha_bar[t], x) * e
+    ),
     "√(1 - ᾱ_t) and √ᾱ_t are swapped": lambda s, t, x, e: q_sample(s, e, t, x),
     "this is one step, Eq. 2": lambda s, t, x, e: q_step(s, x, t, e),
     "the noise is subtracted": lambda s, t, x, e: q_sample(s, x, t, -e),
@@ -107,7 +114,9 @@ def noising_moments(case: Case) -> None:
         d.t,
         d.x_0,
         mistakes={
-            "√(1 - ᾱ_t), a standard deviation where the variance is meant": spread(lambda s, t: np.sqrt(1 - s.alpha_bar[t])),
+            "√(1 - ᾱ_t), a standard deviation where the variance is meant": spread(
+                lambda s, t: np.sqrt(1 - s.alpha_bar[t])
+            ),
             "log(1 - ᾱ_t) where the variance is meant": spread(lambda s, t: np.log(1 - s.alpha_bar[t])),
             "β_t, the variance of one step": spread(lambda s, t: s.beta[t]),
         },
@@ -165,8 +174,12 @@ def _posterior(**changed: Formula) -> Formula:
 
 
 POSTERIOR_MISTAKES: Mistakes = {
-    "√ᾱ_t for √ᾱ_{t-1} before x_0": _posterior(c_0=lambda s, t: np.sqrt(s.alpha_bar[t]) * s.beta[t] / (1 - s.alpha_bar[t])),
-    "ᾱ_{t-1} for √ᾱ_{t-1} before x_0": _posterior(c_0=lambda s, t: s.alpha_bar[t - 1] * s.beta[t] / (1 - s.alpha_bar[t])),
+    "√ᾱ_t for √ᾱ_{t-1} before x_0": _posterior(
+        c_0=lambda s, t: np.sqrt(s.alpha_bar[t]) * s.beta[t] / (1 - s.alpha_bar[t])
+    ),
+    "ᾱ_{t-1} for √ᾱ_{t-1} before x_0": _posterior(
+        c_0=lambda s, t: s.alpha_bar[t - 1] * s.beta[t] / (1 - s.alpha_bar[t])
+    ),
     "√α_t for √ᾱ_{t-1} before x_0": _posterior(c_0=lambda s, t: np.sqrt(s.alpha[t]) * s.beta[t] / (1 - s.alpha_bar[t])),
     "√β_t for β_t before x_0": _posterior(
         c_0=lambda s, t: np.sqrt(s.alpha_bar[t - 1]) * np.sqrt(s.beta[t]) / (1 - s.alpha_bar[t])
@@ -211,13 +224,19 @@ def estimate(case: Case) -> None:
     """x̂_0 from the network's output, not clipped: (x_t - √(1 - ᾱ_t) ε) / √ᾱ_t, or its like for x_0, μ and v."""
     d, predicts = draws(case), case.c.predicts
     mistakes: dict[str, Formula] = {
-        "x̂_0 is clipped to data_range": lambda s, t, x, y: np.clip(output_to_x_0(s, x, t, y, predicts), *case.c.data_range),
+        "x̂_0 is clipped to data_range": lambda s, t, x, y: np.clip(
+            output_to_x_0(s, x, t, y, predicts), *case.c.data_range
+        ),
         "the sign of the network's output": lambda s, t, x, y: output_to_x_0(s, x, t, -y, predicts),
-        "not divided by √ᾱ_t": lambda s, t, x, y: per_image(np.sqrt(s.alpha_bar[t]), x) * output_to_x_0(s, x, t, y, predicts),
-        "1 - ᾱ_t for √(1 - ᾱ_t)": lambda s, t, x, y: per_image(1 / np.sqrt(s.alpha_bar[t]), x)
-        * (x - per_image(1 - s.alpha_bar[t], x) * y),
-        "divided by ᾱ_t instead of √ᾱ_t": lambda s, t, x, y: per_image(1 / np.sqrt(s.alpha_bar[t]), x)
-        * output_to_x_0(s, x, t, y, predicts),
+        "not divided by √ᾱ_t": lambda s, t, x, y: (
+            per_image(np.sqrt(s.alpha_bar[t]), x) * output_to_x_0(s, x, t, y, predicts)
+        ),
+        "1 - ᾱ_t for √(1 - ᾱ_t)": lambda s, t, x, y: (
+            per_image(1 / np.sqrt(s.alpha_bar[t]), x) * (x - per_image(1 - s.alpha_bar[t], x) * y)
+        ),
+        "divided by ᾱ_t instead of √ᾱ_t": lambda s, t, x, y: (
+            per_image(1 / np.sqrt(s.alpha_bar[t]), x) * output_to_x_0(s, x, t, y, predicts)
+        ),
     }
     for other in PARAMETRISATIONS:
         if other != predicts:
@@ -244,8 +263,9 @@ def noise_from_x_0(case: Case) -> None:
         d.x_t,
         d.x_0,
         mistakes={
-            "divided by 1 - ᾱ_t, not its root": lambda s, t, x_t, x_0: per_image((1 - s.alpha_bar[t]) ** -0.5, x_t)
-            * predict_eps(s, x_t, t, x_0),
+            "divided by 1 - ᾱ_t, not its root": lambda s, t, x_t, x_0: (
+                per_image((1 - s.alpha_bar[t]) ** -0.5, x_t) * predict_eps(s, x_t, t, x_0)
+            ),
             "the sign": lambda s, t, x_t, x_0: -predict_eps(s, x_t, t, x_0),
             "not divided by √(1 - ᾱ_t)": lambda s, t, x_t, x_0: x_t - per_image(np.sqrt(s.alpha_bar[t]), x_t) * x_0,
         },

@@ -42,6 +42,7 @@ class Case:
     seed: int = 0
     slug: str = ""
     notes: list[str] = field(default_factory=list)
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @property
     def c(self) -> Conventions:
@@ -204,9 +205,13 @@ class Case:
             tries[f"{text}: off by one step"] = lambda inside=inside: formula(s, inside, *inputs)  # type: ignore[misc]
         if self.own_alpha_bar is not None:
             theirs = process_of(s.beta[1:], alpha_bar=self.own_alpha_bar)
-            tries["as its own alpha_bar table says, which is not the product of 1 - β"] = lambda: formula(theirs, t, *inputs)
+            tries["as its own alpha_bar table says, which is not the product of 1 - β"] = lambda: formula(
+                theirs, t, *inputs
+            )
         if self.declared is not None:
-            tries["as the declared schedule says, but not as its own betas do"] = lambda: formula(self.declared, t, *inputs)
+            tries["as the declared schedule says, but not as its own betas do"] = lambda: formula(
+                self.declared, t, *inputs
+            )
         for text, make in tries.items():
             try:
                 with np.errstate(all="ignore"):

@@ -81,8 +81,10 @@ class Result:
 
     def detail(self) -> str:
         """Where it breaks, what came, what is wanted, and why."""
-        where = "" if self.t is None else f"first at t = {self.t}" + (
-            f" (their {self.their_t})" if self.their_t != self.t else ""
+        where = (
+            ""
+            if self.t is None
+            else f"first at t = {self.t}" + (f" (their {self.their_t})" if self.their_t != self.t else "")
         )
         values = f"got {_shown(self.got)}, wanted {_shown(self.wanted)}"
         return ": ".join(filter(None, [where, values])) + (f" — {self.diagnosis}" if self.diagnosis else "")
@@ -122,7 +124,9 @@ class Report:
 
     def summary(self) -> str:
         """The last line: how many hold, are broken, were not offered."""
-        count = {status: sum(r.status == status for r in self) for status in ("holds", "broken", "not offered", "error")}
+        count = {
+            status: sum(r.status == status for r in self) for status in ("holds", "broken", "not offered", "error")
+        }
         text = f"{count['holds']} hold, {count['broken']} broken, {count['not offered']} not offered"
         return text + (f", {count['error']} errors" if count["error"] else "")
 

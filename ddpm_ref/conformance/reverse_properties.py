@@ -79,11 +79,15 @@ def mean_mistakes(case: Case) -> dict[str, Formula]:
     wrong: dict[str, Formula] = {}
     if case.c.predicts == "eps":
         wrong = {
-            "1/√α_t is missing": eq_11(lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: np.ones(len(t))),
+            "1/√α_t is missing": eq_11(
+                lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: np.ones(len(t))
+            ),
             "1/√ᾱ_t for 1/√α_t": eq_11(
                 lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: 1 / np.sqrt(s.alpha_bar[t])
             ),
-            "1/α_t for 1/√α_t": eq_11(lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: 1 / s.alpha[t]),
+            "1/α_t for 1/√α_t": eq_11(
+                lambda s, t: s.beta[t] / np.sqrt(1 - s.alpha_bar[t]), lambda s, t: 1 / s.alpha[t]
+            ),
             "1 - ᾱ_t for √(1 - ᾱ_t) under β_t": eq_11(lambda s, t: s.beta[t] / (1 - s.alpha_bar[t])),
             "√β_t for β_t before ε": eq_11(lambda s, t: np.sqrt(s.beta[t]) / np.sqrt(1 - s.alpha_bar[t])),
             "√(1 - ᾱ_{t-1}) for √(1 - ᾱ_t)": eq_11(
@@ -146,7 +150,9 @@ def variance_mistakes(case: Case) -> dict[str, Formula]:
     wrong: dict[str, Formula] = {}
     for name, table in (("beta", lambda s, t: s.beta[t]), ("beta_tilde", lambda s, t: s.beta_tilde[t])):
         if case.c.var != name:
-            wrong[f'σ_t² is {"β_t" if name == "beta" else "β̃_t"}: declare var="{name}" if that is meant'] = spread(table)
+            wrong[f'σ_t² is {"β_t" if name == "beta" else "β̃_t"}: declare var="{name}" if that is meant'] = spread(
+                table
+            )
     wrong["the standard deviation where the variance is meant"] = lambda s, t, *x: np.sqrt(right(s, t, *x))
     wrong["log σ_t² where the variance is meant"] = lambda s, t, *x: np.log(right(s, t, *x))
     wrong["σ_t² squared"] = lambda s, t, *x: right(s, t, *x) ** 2
@@ -245,7 +251,9 @@ def rows_alone(case: Case) -> None:
         args = inputs(d)
         batch = case.ask(name, d.t, *args)
         turned = case.ask(name, d.t[::-1], *(None if x is None else x[::-1] for x in args))[::-1]
-        alone = [case.ask(name, d.t[i : i + 1], *(None if x is None else x[i : i + 1] for x in args)) for i in (0, 5, -2)]
+        alone = [
+            case.ask(name, d.t[i : i + 1], *(None if x is None else x[i : i + 1] for x in args)) for i in (0, 5, -2)
+        ]
         tol = 32 * case.eps * (np.abs(batch) + 1)
         case.compare(turned, batch, tol, d.t, lambda name=name: f"{name}: another order of the batch")
         rows = [0, 5, len(d.t) - 2]

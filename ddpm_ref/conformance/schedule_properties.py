@@ -51,7 +51,12 @@ def which_schedule(case: Case, beta: Array, wanted: Array) -> str:
     def is_(other: Array, off: float = 1e-4) -> bool:
         return bool((np.abs(beta - other) <= off * np.abs(other) + 3e-7).all())
 
-    for what, other in (("√β", np.sqrt(wanted)), ("β²", wanted**2), ("1 - β", 1 - wanted), ("β reversed in t", wanted[::-1])):
+    for what, other in (
+        ("√β", np.sqrt(wanted)),
+        ("β²", wanted**2),
+        ("1 - β", 1 - wanted),
+        ("β reversed in t", wanted[::-1]),
+    ):
         if is_(other):
             return f"this is {what} of the declared schedule"
     if is_(np.append(wanted[1:], beta[-1])):
@@ -61,7 +66,11 @@ def which_schedule(case: Case, beta: Array, wanted: Array) -> str:
     for name in SCHEDULES:
         for scale, text in ((1.0, ""), (1000 / T, " with end points times 1000/T")):
             with np.errstate(all="ignore"):
-                args = {} if scale == 1 or name in ("jsd", "cosine", "sigmoid", "constant") else dict(beta_1=1e-4 * scale, beta_T=0.02 * scale)
+                args = (
+                    {}
+                    if scale == 1 or name in ("jsd", "cosine", "sigmoid", "constant")
+                    else dict(beta_1=1e-4 * scale, beta_T=0.02 * scale)
+                )
                 try:
                     other = named_beta(name, T, **args)
                 except ValueError:
@@ -114,7 +123,9 @@ def alpha_bar_is_product(case: Case) -> None:
         t,
         s=s,
         mistakes={
-            "an extra factor at the front: the product begins one β too early": lambda s, t: s.alpha_bar[t] * got[0] / s.alpha_bar[1],
+            "an extra factor at the front: the product begins one β too early": lambda s, t: (
+                s.alpha_bar[t] * got[0] / s.alpha_bar[1]
+            ),
             "√ᾱ_t instead of ᾱ_t": lambda s, t: np.sqrt(s.alpha_bar[t]),
             "α_t instead of its product": lambda s, t: s.alpha[t],
             "1 - ᾱ_t instead of ᾱ_t": lambda s, t: 1 - s.alpha_bar[t],

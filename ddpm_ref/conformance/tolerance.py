@@ -40,8 +40,8 @@ def process_of(beta: Array, alpha: Array | None = None, alpha_bar: Array | None 
 def perturbed(s: Schedule, eps: float) -> Iterator[Schedule]:
     """The process with each table off by its worst rounding in turn, ᾱ_t and ᾱ_{t-1} apart.
 
-        β_t: ε absolute (it may be held as 1 - α_t or 1 - ᾱ_t/ᾱ_{t-1})      α_t: ε
-        ᾱ_t: (t+1) ε relative (t factors, each rounded, and their products), so 1 - ᾱ_t by (t+1) ε ᾱ_t absolute
+    β_t: ε absolute (it may be held as 1 - α_t or 1 - ᾱ_t/ᾱ_{t-1})      α_t: ε
+    ᾱ_t: (t+1) ε relative (t factors, each rounded, and their products), so 1 - ᾱ_t by (t+1) ε ᾱ_t absolute
     """
     beta, alpha, abar = s.beta[1:], s.alpha[1:], s.alpha_bar[1:]
     drift = (np.arange(1, s.T + 1) + 1) * eps
@@ -56,7 +56,7 @@ def perturbed(s: Schedule, eps: float) -> Iterator[Schedule]:
 def tolerance(s: Schedule, eps: float, formula: Formula, t: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
     """What is wanted, formula(s, t, *inputs), and how far from it rounding in this precision can lead.
 
-        tolerance = 2 (Σ_k |f(table_k off) - f| + Σ_i |f(input_i (1 + 4ε)) - f|) + 4ε |f|
+    tolerance = 2 (Σ_k |f(table_k off) - f| + Σ_i |f(input_i (1 + 4ε)) - f|) + 4ε |f|
     """
     with np.errstate(all="ignore"):
         wanted = formula(s, t, *inputs)

@@ -1,0 +1,298 @@
+"""The bound: L_T, L_{t-1} and the discretised decoder (§3.1, §3.3; Eqs. 5, 13)."""
+
+import math
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+from ddpm_ref.conformance.adapter import AdapterError, NotFinite
+from ddpm_ref.conformance.forward_properties import Draws, draws
+from ddpm_ref.conformance.judge import Broken, Case
+from ddpm_ref.conformance.property import Property
+from ddpm_ref.conformance.reverse_properties import mean_formula, variance_formula, variance_output
+from ddpm_ref.conformance.tolerance import Formula
+from ddpm_ref.decoder import discretized_gaussian_log_likelihood
+from ddpm_ref.forward import q_posterior
+from ddpm_ref.gaussian import normal_kl
+from ddpm_ref.schedule import Schedule
+
+# Below this probability implementations clamp (1e-12 in the released code), and Φ differences lose their digits.
+SMALLEST = 1e-10
+
+
+def unit(case: Case) -> float:
+    """Nats in the declared unit of likelihoods."""
+    return 1 / math.log(2) if case.c.units == "bits" else 1.0
+
+
+# --- Eq. 13 ----------------------------------------------------------------------------------------------------------
+
+
+def _scaled(case: Case, x: Array) -> Array:
+    """From data_range to [-1, 1]."""
+    low, high = case.c.data_range
+    return (x - (low + high) / 2) / ((high - low) / 2)
+
+
+def tanh_cdf(x: Array) -> Array:
+    """The approximation of Φ of the released code: ½ (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    return 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def log_probability(case: Case, x_0: Array, mean: Array, var: Array, cdf: str | None = None) -> tuple[Array, Array]:
+    """log p_θ(x_0 | x_1) of each element in nats, exactly or with the tanh, and its tolerance (∞ where P is tiny).
+
+    An error of ε in x_0 or the mean moves an edge by ε/σ, which moves P by that times the density there.
+    """
+    low, high = case.c.data_range
+    x, m, v = _scaled(case, x_0), _scaled(case, mean), var / ((high - low) / 2) ** 2
+    half, sigma = 1 / (case.c.levels - 1), np.sqrt(v)
+    a = np.where(x < -1 + half, -np.inf, (x - half - m) / sigma)
+    b = np.where(x > 1 - half, np.inf, (x + half - m) / sigma)
+    if (cdf or case.c.decoder_cdf) == "exact":
+        log_p = discretized_gaussian_log_likelihood(x, m, v, case.c.levels)[0]
+    else:
+        upper, lower = (np.where(np.isinf(e), (e > 0) * 1.0, tanh_cdf(np.where(np.isinf(e), 0, e))) for e in (b, a))
+        with np.errstate(all="ignore"):
+            log_p = np.log(upper - lower)
+    shift = case.eps * (4 * (np.abs(x) + np.abs(m) + half) / sigma)
+    moved = np.zeros_like(x)
+    for edge in (a, b):
+        e = np.where(np.isinf(edge), 40.0, edge)
+        moved += np.exp(-0.5 * np.maximum(np.abs(e) - 0.1, 0) ** 2) * 0.4 * (shift + 16 * case.eps * np.abs(e))
+    p = np.exp(log_p)
+    with np.errstate(all="ignore"):
+        tol = 2 * (moved + 4 * case.eps) / p + 8 * case.eps * np.abs(log_p)
+    return log_p, np.where((p > SMALLEST) & (tol < 0.1), tol, np.inf)
+
+
+def _grid(case: Case) -> tuple[Array, Array, Array, int]:
+    """Every grey level under several (mean, σ): x_0, mean, var as images, and images per pair."""
+    c = case.c
+    low, high = c.data_range
+    middle, half = (low + high) / 2, (high - low) / 2
+    size = int(np.prod(c.shape))
+    images = -(-c.levels // size)
+    grey = np.resize(low + (high - low) * np.arange(c.levels) / (c.levels - 1), images * size)
+    pairs = [(m, s) for s in (0.0078, 0.02, 0.1, 0.6) for m in (0.0, 0.31, -0.97, 1.05)]
+    x_0 = np.concatenate([grey.reshape(images, *c.shape)] * len(pairs))
+    mean, var = np.empty_like(x_0), np.empty_like(x_0)
+    for i, (m, s) in enumerate(pairs):
+        rows = slice(i * images, (i + 1) * images)
+        mean[rows], var[rows] = middle + half * m, (half * s) ** 2
+    return case.rounded(x_0), case.rounded(mean), case.rounded(var), images
+
+
+def _ask_decoder(case: Case) -> tuple[Array, Array, Array, Array, int]:
+    x_0, mean, var, images = _grid(case)
+    args = (x.astype(case.c.dtype) for x in (x_0, mean, var))
+    got = case.adapter.array("decoder", x_0.shape, *args, finite=False)
+    if np.isnan(got).any():
+        raise Broken(float("nan"), "a log-likelihood", "")
+    return got / unit(case), x_0, mean, var, images
+
+
+def decoder(case: Case) -> None:
+    """log ∫ N(x; mean, var) over the grey level's bin, ±∞ at the ends, where P > 1e-10, for each level.
+
+    Means inside and outside the data's range, σ from 0.0078 to 0.6. With decoder_cdf="tanh" against that approximation.
+    """
+    got, x_0, mean, var, _ = _ask_decoder(case)
+    wanted, tol = log_probability(case, x_0, mean, var)
+    bad = ~(np.abs(got - wanted) <= tol)
+    bad &= np.isfinite(tol)
+    if not bad.any():
+        return
+    at = tuple(np.argwhere(bad)[np.argmax(np.abs(got - wanted)[bad])])
+    raise Broken(
+        float(got[at] * unit(case)),
+        float(wanted[at] * unit(case)),
+        f"{_decoder_mistake(case, got, x_0, mean, var, wanted, tol)} (x_0 = {x_0[at]:.4g}, mean = {mean[at]:.4g}, "
+        f"σ = {math.sqrt(var[at]):.4g})".lstrip(),
+    )
+
+
+def _decoder_mistake(case: Case, got: Array, x_0: Array, mean: Array, var: Array, wanted: Array, tol: Array) -> str:
+    low, high = case.c.data_range
+    bin_width, ends = (high - low) / (case.c.levels - 1), (x_0 <= low) | (x_0 >= high)
+    density = -0.5 * ((x_0 - mean) ** 2 / var + np.log(2 * np.pi * var))
+    tries = {
+        "in bits: declare units": wanted / math.log(2),
+        "in nats: declare units": wanted * math.log(2),
+        "not its logarithm": np.exp(wanted),
+        "the sign": -wanted,
+        "the density at x_0, not the bin's integral": density,
+        "density times bin width, not the integral": density + math.log(bin_width),
+        "var is taken for σ": log_probability(case, x_0, mean, var**2)[0],
+        "σ² = √var: the root is taken twice": log_probability(case, x_0, mean, np.sqrt(var))[0],
+    }
+    for cdf in ("exact", "tanh"):
+        if cdf != case.c.decoder_cdf:
+            tries[f'Φ is {cdf}: declare decoder_cdf="{cdf}" if that is meant'] = log_probability(
+                case, x_0, mean, var, cdf
+            )[0]
+    ok = np.isfinite(tol) & (wanted > math.log(1e-3))
+    for text, other in tries.items():
+        if np.abs(got - other)[ok].max() <= 1e-3 + np.where(np.isfinite(tol), tol, 0)[ok].max():
+            return text
+    inner = ok & ~ends
+    if not (np.abs(got - wanted) > tol)[inner].any():
+        return "the bins at the ends do not reach to ±∞"
+    return ""
+
+
+def decoder_total(case: Case) -> None:
+    """The probabilities of all grey levels sum to one, for several means and variances."""
+    got, x_0, mean, var, images = _ask_decoder(case)
+    levels = case.c.levels
+    _, tol = log_probability(case, x_0, mean, var, "exact")
+    error = np.where(np.isfinite(tol), np.minimum(tol, 1) * np.exp(np.minimum(got, 0)), 1e-9) + 4 * case.eps
+    for i in range(0, len(x_0), images):
+        rows = slice(i, i + images)
+        p, slack = (a[rows].reshape(-1)[:levels] for a in (np.exp(got), error))
+        if not abs(p.sum() - 1) <= slack.sum():
+            text = f"mean = {mean[i].flat[0]:.4g}, σ = {math.sqrt(var[i].flat[0]):.4g}"
+            raise Broken(float(p.sum()), 1.0, text)
+
+
+# --- Eq. 5 -----------------------------------------------------------------------------------------------------------
+
+
+def prior(case: Case) -> None:
+    """L_T = KL(q(x_T | x_0) ‖ N(0, I)), the mean over an image's elements, for each image."""
+    t, rng = np.full(4, case.c.T), case.rng()
+    x_0 = case.images(rng, t) * np.array([0.2, 0.5, 1, 1]).reshape(-1, *[1] * len(case.c.shape))
+    x_0 = case.rounded(x_0)
+    got = case.adapter.array("prior_kl", (4,), x_0.astype(case.c.dtype))
+    axes, size = tuple(range(1, x_0.ndim)), int(np.prod(case.c.shape))
+
+    def formula(s: Schedule, t: Array, x: Array) -> Array:
+        return s.L_T((x**2).mean(axis=axes)) * unit(case)
+
+    wanted, tol = case.tolerance(formula, t, x_0)
+    tol = tol + 8 * case.eps
+    wrong: dict[str, Formula] = {
+        "the sum over an image, not the mean": lambda s, t, x: formula(s, t, x) * size,
+        "in bits: declare units": lambda s, t, x: formula(s, t, x) / math.log(2),
+        "in nats: declare units": lambda s, t, x: formula(s, t, x) * math.log(2),
+    }
+    case.compare(got, wanted, tol, t, lambda: case.explain(got, formula, t, (x_0,), tol, wrong, None))
+
+
+def bound(case: Case) -> None:
+    """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t)) for t > 1, the mean over an image's elements."""
+    d = draws(case, first=2)
+    v = variance_output(case, d.t)
+    got = _ask_bound(case, d, v)
+    mean, var = mean_formula(case), variance_formula(case)
+
+    def kl(s: Schedule, t: Array, x_0: Array, x_t: Array, y: Array, *v: Array, p: Schedule | None = None) -> Array:
+        mean_q, var_q = q_posterior(s, x_0, x_t, t)
+        terms = normal_kl(mean_q, var_q, mean(p or s, t, x_t, y), var(p or s, t, x_t, *v))
+        return terms.reshape(len(t), -1).mean(axis=1) * unit(case)
+
+    inputs = (d.x_0, d.x_t, d.output, *v)
+    wanted, tol = case.tolerance(kl, d.t, *inputs)
+    # The two means may be rounded apart: by the tables, and by ε of their own.
+    apart = case.tolerance(lambda s, t, *x: kl(s, t, *x, p=case.process), d.t, *inputs)[1]
+    s, sigma2 = case.process, var(case.process, d.t, d.x_t, *v)
+    off = 4 * case.eps * (np.abs(d.x_t) + np.abs(d.x_0))
+    gap = np.abs(q_posterior(s, d.x_0, d.x_t, d.t)[0] - mean(s, d.t, d.x_t, d.output))
+    rounding = ((gap * off + off**2) / sigma2).reshape(len(d.t), -1).mean(axis=1) + 64 * case.eps
+    tol = tol + apart + rounding * unit(case)
+    size = int(np.prod(case.c.shape))
+    wrong: dict[str, Formula] = {
+        "the sum over an image, not the mean": lambda *a: kl(*a) * size,
+        "in bits: declare units": lambda *a: kl(*a) / math.log(2),
+        "in nats: declare units": lambda *a: kl(*a) * math.log(2),
+        "T times it": lambda *a: kl(*a) * case.c.T,
+        "the divergence the other way round": lambda s, t, x_0, x_t, y, *v: (
+            normal_kl(mean(s, t, x_t, y), var(s, t, x_t, *v), *q_posterior(s, x_0, x_t, t))
+            .reshape(len(t), -1)
+            .mean(axis=1)
+            * unit(case)
+        ),
+        "the part of the means alone (Eq. 8, without its constant)": lambda s, t, x_0, x_t, y, *v: (
+            ((q_posterior(s, x_0, x_t, t)[0] - mean(s, t, x_t, y)) ** 2 / (2 * var(s, t, x_t, *v)))
+            .reshape(len(t), -1)
+            .mean(axis=1)
+            * unit(case)
+        ),
+    }
+    case.compare(got, wanted, tol, d.t, lambda: case.explain(got, kl, d.t, inputs, tol, wrong, None))
+
+
+def _ask_bound(case: Case, d: Draws, v: tuple[Array, ...]) -> Array:
+    parts, rows = [], max(1, (1 << 19) // d.x_0[0].size)
+    for begin in range(0, len(d.t), rows):
+        part = slice(begin, begin + rows)
+        x_0, x_t, y, *more = (x[part].astype(case.c.dtype) for x in (d.x_0, d.x_t, d.output, *v))
+        try:
+            parts.append(case.adapter.array("bound_term", (len(x_0),), x_0, x_t, case.c.theirs(d.t[part]), y, *more))
+        except NotFinite as bad:
+            raise Broken(bad.value, "a finite number", t=int(d.t[begin + bad.index[0]])) from None
+    return np.concatenate(parts)
+
+
+def last_term(case: Case) -> None:
+    """L_0 = -log p_θ(x_0 | x_1) of the discretised decoder at t = 1, the mean over an image's elements.
+
+    σ_1² is left open by the paper: β_1, β̃_2 (the released code), what p_mean_var says, or what the network learned.
+    """
+    d = draws(case)
+    d = Draws(*(x[:1] for x in (d.t, d.x_0, d.eps, d.x_t, d.output)))
+    v = variance_output(case, d.t)
+    got = _ask_bound(case, d, v)
+    mean, off = case.tolerance(mean_formula(case), d.t, d.x_t, d.output)
+    off = off + case.tolerance(mean_formula(case, form="Eq. 7"), d.t, d.x_t, d.output)[1]
+    answers = {}
+    for text, sigma2 in _first_variances(case, d, v).items():
+        log_p, slack = log_probability(case, d.x_0, mean, sigma2)
+        moved = np.maximum(*(np.abs(log_probability(case, d.x_0, mean + w * off, sigma2)[0] - log_p) for w in (-1, 1)))
+        tol = float((2 * moved + np.minimum(slack, 1e-3 * np.abs(log_p) + 0.01)).mean()) + 64 * case.eps
+        answers[text] = wanted = float(-log_p.mean())
+        if abs(got[0] / unit(case) - wanted) <= tol:
+            return
+    text, wanted = next(iter(answers.items()))
+    words = ""
+    for what, factor in (
+        ("the sum over an image, not the mean", float(np.prod(case.c.shape))),
+        ("in bits: declare units", 1 / math.log(2)),
+        ("in nats: declare units", math.log(2)),
+        ("the sign", -1.0),
+    ):
+        if any(abs(got[0] / unit(case) - factor * a) <= 1e-3 * abs(factor * a) for a in answers.values()):
+            words = what
+    raise Broken(float(got[0]), wanted * unit(case), words or f"with σ_1² = {text}; no other common choice fits", t=1)
+
+
+def _first_variances(case: Case, d: Draws, v: tuple[Array, ...]) -> dict[str, Array]:
+    """What σ_1² may be."""
+    s, shape = case.process, d.x_0.shape
+    if case.c.var == "learned_log":
+        return {"the network's": np.exp(v[0])}
+    if case.c.var == "learned_var":
+        return {"the network's": v[0]}
+    found: dict[str, Array] = {}
+    if case.c.var == "learned_range":
+        share = (v[0] + 1) / 2
+        found["between log β_1 and log β̃_2"] = np.exp(share * np.log(s.beta[1]) + (1 - share) * np.log(s.beta_tilde[2]))
+    elif not isinstance(case.c.var, str):
+        found["the declared one"] = np.full(shape, max(case.c.var[0], 1e-20))
+    found |= {"β̃_2": np.full(shape, s.beta_tilde[2]), "β_1": np.full(shape, s.beta[1])}
+    if "p_mean_var" in case.adapter:
+        try:
+            theirs = case.ask("p_mean_var", d.t, d.x_t, None, d.output, *v, pick=1)
+            found["that of p_mean_var"] = np.maximum(theirs, 1e-20)
+        except (Broken, AdapterError):
+            pass  # its own property says so
+    return found
+
+
+PROPERTIES = (
+    Property("prior-kl", "Eq. 5, §4", "L_T of each image", ("prior_kl",), prior),
+    Property("bound-term", "Eq. 5", "L_{t-1}, t > 1", ("bound_term",), bound),
+    Property("bound-last", "Eqs. 5, 13", "L_0, at t = 1", ("bound_term",), last_term),
+    Property("decoder", "Eq. 13", "the discretised decoder, level by level", ("decoder",), decoder),
+    Property("decoder-sum", "Eq. 13", "its probabilities sum to one", ("decoder",), decoder_total),
+)

@@ -1,0 +1,271 @@
+"""Algorithm 2 as a whole: the loop run with a known model, and every transition held against p_θ."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+from ddpm_ref.conformance.adapter import AdapterError, to_numpy
+from ddpm_ref.conformance.chance import (
+    FALSE_ALARM,
+    along,
+    chi_square_bounds,
+    distribution_bound,
+    normal_bound,
+    normal_distance,
+)
+from ddpm_ref.conformance.judge import Broken, Case, NotOffered
+from ddpm_ref.conformance.property import Property
+from ddpm_ref.conformance.reverse_properties import (
+    CLAMPED_NOISE,
+    mean_formula,
+    mean_mistakes,
+    variance_formula,
+    variance_mistakes,
+)
+from ddpm_ref.conformance.tolerance import Formula
+from ddpm_ref.forward import per_image
+from ddpm_ref.reverse import output_from_x_0
+
+ELEMENTS = 3072  # of one batch: enough that a variance 20 % off at one step is seen
+DATA_VARIANCE = 0.25
+
+
+@dataclass
+class Watched:
+    """What a sampling loop asked of the model: x and t (theirs, as given) of every call, and what it was answered."""
+
+    case: Case
+    n: int
+    x: list[Array] = field(default_factory=list)
+    t: list[Array] = field(default_factory=list)
+    output: list[Array] = field(default_factory=list)
+    var_output: list[Array] = field(default_factory=list)
+    result: Array = None
+
+    def __call__(self, x: Any, t: Any) -> Any:
+        """The best predictor for data N(0, ¼): linear in x, so that nothing about the chain is left to chance."""
+        c = self.case.c
+        x, t = to_numpy("the loop, to the model,", x), to_numpy("the loop, to the model,", t)
+        if x.shape[1:] != c.shape:
+            raise AdapterError(f"the model was given x of shape {x.shape}, wanted (n, {', '.join(map(str, c.shape))})")
+        s = self.case.process
+        step = np.broadcast_to(np.clip(np.rint(t) - c.t_first + 1, 1, c.T).astype(int), x.shape[:1])
+        abar = s.alpha_bar[step]
+        x_0_hat = per_image(np.sqrt(abar) * DATA_VARIANCE / (abar * DATA_VARIANCE + 1 - abar), x) * x
+        output = output_from_x_0(s, x, step, x_0_hat, c.predicts).astype(c.dtype)
+        self.x.append(x)
+        self.t.append(t)
+        self.output.append(output.astype(np.float64))
+        if not c.learned:
+            return output
+        size = np.broadcast_to(per_image(np.log(s.beta[step]), x), x.shape) - 0.5
+        said = {"learned_log": size, "learned_var": np.exp(size), "learned_range": np.full(x.shape, 0.25)}[str(c.var)]
+        self.var_output.append(said.astype(c.dtype).astype(np.float64))
+        return output, said.astype(c.dtype)
+
+    def steps(self) -> Array:
+        """The paper's t of each call; NaN where the rows were given different ones."""
+        values = [np.unique(t) for t in self.t]
+        return np.array([v[0] - self.case.c.t_first + 1 if len(v) == 1 else np.nan for v in values])
+
+
+def watch(case: Case) -> Watched:
+    """Their loop, run once for all properties of it."""
+    known: dict[str, Any] = case.shared
+    if "watched" not in known:
+        size = int(np.prod(case.c.shape))
+        seen = Watched(case, max(2, min(-(-ELEMENTS // size), 20_000_000 // (size * case.c.T))))
+        try:
+            seen.result = case.adapter.array("sample", (seen.n, *case.c.shape), seen, seen.n)
+            known["watched"] = seen
+        except Exception as error:
+            known["watched"] = error
+    if isinstance(known["watched"], Exception):
+        raise known["watched"]
+    if not known["watched"].x:
+        raise AdapterError("sample never called the model")
+    found: Watched = known["watched"]
+    return found
+
+
+def _in_order(case: Case) -> Watched:
+    seen = watch(case)
+    if len(seen.x) != case.c.T:
+        raise NotOffered(
+            f"the loop asks the model {len(seen.x)} times, not T = {case.c.T}: cannot be told apart by step"
+        )
+    return seen
+
+
+def visits(case: Case) -> None:
+    """The network is asked once at each of t = T, …, 1, in this order, with one t for the whole batch."""
+    seen, T = watch(case), case.c.T
+    steps = seen.steps()
+    wanted = np.arange(T, 0, -1)
+    n = min(len(steps), T)
+    bad = np.flatnonzero(~(steps[:n] == wanted[:n]))
+    if not len(bad) and len(steps) == T:
+        return
+    if not len(bad):
+        what = f"the loop ends at t = {steps[-1]:.0f}" if len(steps) < T else "the loop goes on after t = 1"
+        raise Broken(f"{len(steps)} calls", f"{T} calls", what)
+    first = int(bad[0])
+    words = ""
+    if np.isnan(steps[first]):
+        words = "the images of one batch were given different t"
+    elif len(steps) == T and np.array_equal(steps, wanted - 1):
+        words = "the network is given t - 1 (or t_first should be declared 0)"
+    elif len(steps) == T and np.array_equal(steps, wanted + 1):
+        words = "the network is given t + 1 (or t_first should be declared 1)"
+    elif np.array_equal(steps, wanted[::-1]):
+        words = "the loop runs upwards"
+    elif len(steps) < T:
+        words = f"the loop takes {len(steps)} steps"
+    elif not np.allclose(steps, np.rint(steps)) or steps.max() <= 1.5:
+        words = "t is scaled before it reaches the network: undo that in the adapter's model"
+    theirs = float(np.unique(seen.t[first])[0])
+    raise Broken(
+        f"their t = {theirs:g}", f"{int(case.c.theirs(wanted[first : first + 1])[0])}", words, t=int(wanted[first])
+    )
+
+
+def start(case: Case) -> None:
+    """x_T ~ N(0, I): mean, variance, distribution function, and images that are not copies. False alarm below 1e-9."""
+    x = watch(case).x[0]
+    p, k, T = FALSE_ALARM / 4, x.size, case.c.T
+    low, high = chi_square_bounds(k, p)
+    if not low <= (x * x).sum() <= high:
+        raise Broken(float((x * x).mean()), 1.0, "the variance of x_T", t=T)
+    if abs(x.sum() / np.sqrt(k)) > normal_bound(p):
+        raise Broken(float(x.mean()), 0.0, "the mean of x_T", t=T)
+    if normal_distance(x) > distribution_bound(k, p):
+        raise Broken(
+            normal_distance(x), 0.0, "the largest distance of its distribution function from the normal one", t=T
+        )
+    if abs(along(x[0], x[1])) > normal_bound(p):
+        raise Broken("images that are alike", "independent ones", "the batch shares its x_T", t=T)
+
+
+def _wrong_step(
+    case: Case, residual: Array, sigma: Array, x_t: Array, t: Array
+) -> tuple[int, object, object, str] | None:
+    """The smallest t whose x_{t-1} - μ is not σ N(0, I), and what is wrong with it. Rows of all arrays are steps."""
+    with np.errstate(all="ignore"):
+        z = residual / sigma
+    n, k = len(t), z[0].size
+    p = FALSE_ALARM / (5 * n + 1)
+    low, high = chi_square_bounds(k, p)
+    limit = normal_bound(p)
+    for i in np.argsort(t):
+        if not low <= (z[i] ** 2).sum() <= high:
+            return int(t[i]), _rms(residual[i]), _rms(sigma[i]), ""
+        if abs(along(z[i], x_t[i])) > limit:
+            return int(t[i]), "a mean that is off in proportion to x_t", "μ_θ(x_t, t)", ""
+        if abs(z[i].sum() / np.sqrt(k)) > limit:
+            return int(t[i]), float(residual[i].mean()), 0.0, "the noise has a mean"
+        if abs(along(z[i][0], z[i][1])) > limit:
+            return int(t[i]), "noise that is alike", "noise of its own for each image", "the batch shares its noise"
+        if i + 1 < n and abs(along(z[i], z[i + 1])) > limit:
+            return int(t[i]), "noise like the step before's", "fresh noise", "noise is used again"
+    low, high = chi_square_bounds(k * n, p)
+    if not low <= (z**2).sum() <= high:
+        return int(t.min()), _rms(z), 1.0, "the noise of all steps together, in units of σ_t"
+    return None
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt((x * x).mean()))
+
+
+def transitions(case: Case) -> None:
+    """Every x_{t-1}, t > 1, is μ_θ(x_t, t) + σ_t z with fresh z ~ N(0, I).
+
+    For each t: ‖z‖², ⟨z, x_t⟩, the mean of z, two images' z and two steps' z against bounds, and ‖z‖² of all steps;
+    false alarm below 1e-9 in all. A variance is seen if it is 20 % off at one t, or 1 % at all.
+    """
+    seen = _in_order(case)
+    s, t = case.process, np.arange(case.c.T, 1, -1)
+    keep = s.alpha_bar[t] > 0 if case.c.predicts in ("eps", "mu") else np.ones(len(t), bool)
+    t = t[keep]
+    x_t, after, y = (np.stack(a)[keep] for a in (seen.x[:-1], seen.x[1:], seen.output[:-1]))
+    v = (np.stack(seen.var_output[:-1])[keep],) if seen.var_output else ()
+
+    def of_all(formula: Formula, *inputs: Array) -> Array:
+        """A formula of the checker with its steps' batches in place of single images."""
+        with np.errstate(all="ignore"):
+            return formula(s, t, *inputs)
+
+    sigma = np.sqrt(of_all(variance_formula(case), x_t, *v))
+    wrong = None
+    for formula in _allowed_means(case):
+        wrong = _wrong_step(case, after - of_all(formula, x_t, y), sigma, x_t, t)
+        if wrong is None:
+            return
+    assert wrong is not None
+    mean = of_all(mean_formula(case, clip=case.c.clip), x_t, y)
+    tries: list[tuple[str, Array, Array]] = []
+    other = "x̂_0 is not clipped" if case.c.clip else "x̂_0 is clipped: declare clip=True if that is meant"
+    tries.append((other, of_all(mean_formula(case, clip=not case.c.clip), x_t, y), sigma))
+    for text, f in variance_mistakes(case).items():
+        tries.append((text, mean, np.sqrt(np.maximum(of_all(f, x_t, *v), 0))))
+    tries.append(("σ_t² where σ_t is meant", mean, sigma**2))
+    tries.append(("σ_t = β^¼: the root of the variance is taken twice", mean, np.sqrt(sigma)))
+    for text, f in mean_mistakes(case).items():
+        tries.append((text, of_all(f, x_t, y), sigma))
+    diagnosis = wrong[3]
+    if np.allclose(after, mean, atol=1e-4 * float(sigma.max())):
+        diagnosis = "no noise is added"
+    for text, m, sd in tries:
+        if (
+            not diagnosis
+            and np.isfinite(m).all()
+            and (sd > 0).all()
+            and _wrong_step(case, after - m, sd, x_t, t) is None
+        ):
+            diagnosis = text
+    raise Broken(wrong[1], wrong[2], diagnosis, t=wrong[0])
+
+
+def _allowed_means(case: Case) -> list[Formula]:
+    """The declared mean; under clip, for a network that predicts μ, also μ left as it is."""
+    means = [mean_formula(case, clip=case.c.clip)]
+    return means + [mean_formula(case)] if case.c.clip and case.c.predicts == "mu" else means
+
+
+def last_of_loop(case: Case) -> None:
+    """The loop returns μ_θ(x_1, 1) without noise; clipping it to data_range at the very end is allowed."""
+    seen = _in_order(case)
+    s, x, y, n = case.process, seen.x[-1], seen.output[-1], seen.n
+    t = np.ones(n, dtype=int)
+    wanted, tol = case.tolerance(mean_formula(case, clip=case.c.clip), t, x, y)
+    tol = tol + case.tolerance(mean_formula(case, form="Eq. 7"), t, x, y)[1] + CLAMPED_NOISE
+    for formula in _allowed_means(case):
+        mean = formula(s, t, x, y)
+        for right in (mean, np.clip(mean, *case.c.data_range)):
+            if (np.abs(seen.result - right) <= tol).all():
+                return
+
+    def why() -> str:
+        off = _rms(seen.result - wanted)
+        low, high = case.c.data_range
+        if np.allclose(seen.result, x, atol=1e-6):
+            return "x_1 is returned: the step from t = 1 is missing"
+        for right in (wanted, np.clip(wanted, low, high)):
+            if np.allclose(seen.result, (right - low) / (high - low), atol=1e-3):
+                return "rescaled to [0, 1]: undo that in the adapter"
+        for sigma2 in (s.beta[1], s.beta_tilde[2]):
+            if abs(off / np.sqrt(sigma2) - 1) < 0.15:
+                return f"noise is added at t = 1: σ_1 = {np.sqrt(sigma2):.4g}, Algorithm 2 has z = 0 there"
+        return ""
+
+    case.compare(seen.result, wanted, tol, t, why)
+
+
+PROPERTIES = (
+    Property("sample-start", "Alg. 2, line 1", "sampling begins with N(0, I)", ("sample",), start),
+    Property("sample-visits", "Alg. 2, line 2", "the loop visits T, …, 1 once each", ("sample",), visits),
+    Property("sample-steps", "Alg. 2, line 4", "every step of the loop is μ_θ + σ_t z", ("sample",), transitions),
+    Property("sample-last", "Alg. 2, line 3", "the loop ends without noise", ("sample",), last_of_loop),
+)
