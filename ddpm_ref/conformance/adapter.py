@@ -30,8 +30,8 @@ FUNCTIONS: dict[str, str] = {
     "target": "(x_0, t, eps) -> what the network is trained to put out",
     "p_mean_var": "(x_t, t, output[, var_output]) -> mean, var  of p_θ(x_{t-1} | x_t)",
     "reverse_step": "(x_t, t, output, z[, var_output]) -> x_{t-1}",
-    "sample": "(model, n) -> (n, …)  the whole sampling loop, drawing its own noise, with model(x, t) -> output in place "
-    "of the network; (output, var_output) where variances are learned",
+    "sample": "(model, n) -> (n, …)  the whole sampling loop, drawing its own noise, with model(x, t) -> output in "
+    "place of the network; (output, var_output) where variances are learned",
     "loss": "(x_0, t, eps, output) -> one number, or one per image, or one per element",
     "loss_weights": "() -> (T,)  factors on the error of what is predicted",
     "decoder": "(x_0, mean, var) -> log-likelihood per element",
@@ -51,6 +51,10 @@ TABLES = ("betas", "alpha_bar", "beta_tilde", "log_beta_tilde", "loss_weights")
 
 class AdapterError(Exception):
     """The adapter could not be loaded, or one of its functions raised or gave something of another kind."""
+
+
+class NotThere(Exception):
+    """A function that is there but not for these arguments (NotImplementedError): as if it were not offered."""
 
 
 class NotFinite(Exception):
@@ -82,6 +86,8 @@ class Adapter:
             return self.functions[name](*(a.copy() if isinstance(a, np.ndarray) else a for a in args))
         except _PASS:
             raise
+        except NotImplementedError as error:
+            raise NotThere(f"{name} raised NotImplementedError: {error}".rstrip(": ")) from error
         except Exception as error:
             raise AdapterError(f"{name} raised {type(error).__name__}: {error}{_place(error)}") from error
 

@@ -6,10 +6,28 @@ from dataclasses import MISSING, fields
 
 from ddpm_ref.conformance import FUNCTIONS, PROPERTIES, AdapterError, Conventions, check
 
-LISTING = """An adapter is a Python file or module (or, with :Name, an object or class in one) with any of the functions below,
-and a dict `conventions` of what differs from the paper's choices. It need not import ddpm_ref. Arrays are NumPy's,
-(N, *shape), in the declared precision; t is an int64 array (N,) in your own numbering, one step for each image (if
-your code takes one t, loop over the rows). A torch tensor is taken as a result too.
+LISTING = """An adapter is a Python file or module (or, with :Name, an object or class in one) with any of the
+functions below, and a dict `conventions` of what differs from the paper's choices. It need not import ddpm_ref.
+
+Arrays are NumPy's, (N, *shape), in the declared precision; t is an int64 array (N,) in your own numbering, one step
+for each image. Results: arrays, lists or torch tensors. Where your code
+  takes one t for the batch    loop over the rows and concatenate;
+  gives its network a scaled t undo that before calling `model`;
+  draws its own noise          replace its generator for the call, as with unittest.mock.patch("torch.randn_like", …);
+  cannot do it for these arguments   raise NotImplementedError: it counts as not offered.
+
+    import numpy, my_project
+    d = my_project.Diffusion(steps=1000)
+    conventions = {"t_first": 0, "var": "beta_tilde", "clip": True}
+
+    def betas():
+        return d.betas
+
+    def q_sample(x_0, t, eps):
+        return d.add_noise(x_0, t, eps)
+
+    def q_posterior(x_0, x_t, t):
+        return d.posterior_mean(x_0, x_t, t), d.posterior_variance[t]
 """
 
 

@@ -39,7 +39,7 @@ class Conventions:
     name: str = _says("how the report calls it (the file or object)", "")
     T: int = _says("number of steps", 1000)
     t_first: int = _says("their number of the paper's t = 1: 1 or 0", 1)
-    schedule: str | None | Sequence[float] = _says(
+    schedule: str | Sequence[float] | None = _says(
         f"{', '.join(SCHEDULES)}, a list of T betas, or None: any will do", "linear"
     )
     schedule_args: Mapping[str, float] = field(
@@ -63,8 +63,8 @@ class Conventions:
     loss_reduction: str = _says('"mean" of all elements, "sum" over an image then mean of images, "total" sum', "mean")
     error: str = _says('"squared", "l1", "huber" (smooth L1, δ = 1)', "squared")
     loss_weight: str | Sequence[float] = _says(
-        'factor on the error of what is predicted: "simple" (1), "bound" (Eqs. 8, 12), "eps" (makes it the error of ε), '
-        "or a list of T",
+        'factor on the error of what is predicted: "simple" (1), "bound" (Eqs. 8, 12), "eps" (what makes it the error '
+        "of ε), or a list of T",
         "simple",
     )
     units: str = _says('of decoder, prior_kl, bound_term: "nats" or "bits"', "nats")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_ref.checks import Array
-from ddpm_ref.conformance.adapter import Adapter, AdapterError, NotFinite
+from ddpm_ref.conformance.adapter import Adapter, AdapterError, NotFinite, NotThere
 from ddpm_ref.conformance.conventions import Conventions
 from ddpm_ref.conformance.tolerance import Formula, epsilon, process_of, tolerance
 from ddpm_ref.schedule import Schedule
@@ -77,7 +77,7 @@ class Case:
     def _table(self, name: str) -> Array | None:
         try:
             return self.adapter.array(name, (self.c.T,)) if name in self.adapter else None
-        except (AdapterError, NotFinite):
+        except (AdapterError, NotFinite, NotThere):
             return None  # its own property says so
 
     @cached_property

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ddpm_ref.checks import Array
-from ddpm_ref.conformance.adapter import AdapterError, NotFinite
+from ddpm_ref.conformance.adapter import AdapterError, NotFinite, NotThere
 from ddpm_ref.conformance.forward_properties import Draws, draws
 from ddpm_ref.conformance.judge import Broken, Case
 from ddpm_ref.conformance.property import Property
@@ -284,7 +284,7 @@ def _first_variances(case: Case, d: Draws, v: tuple[Array, ...]) -> dict[str, Ar
         try:
             theirs = case.ask("p_mean_var", d.t, d.x_t, None, d.output, *v, pick=1)
             found["that of p_mean_var"] = np.maximum(theirs, 1e-20)
-        except (Broken, AdapterError):
+        except (Broken, AdapterError, NotThere):
             pass  # its own property says so
     return found
 

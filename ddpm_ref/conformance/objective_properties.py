@@ -91,8 +91,8 @@ def weight_mistakes(case: Case) -> dict[str, Formula]:
     if case.c.loss_weight == "bound":
         for var in ("beta", "beta_tilde"):
             wrong[f'Eq. 12 with σ_t² of var="{var}": declare it if it is meant'] = weight_of(case, "bound", var)
-        wrong["½√ᾱ_t / (2 - ᾱ_t): parentheses are missing, and x_0 has weight c_0²/(2σ_t²) (Eqs. 7, 8)"] = lambda s, t: (
-            0.5 * np.sqrt(s.alpha_bar[t]) / (2 - s.alpha_bar[t])
+        wrong["½√ᾱ_t / (2 - ᾱ_t): parentheses are missing, and it is no weight of the bound (Eqs. 7, 8)"] = (
+            lambda s, t: 0.5 * np.sqrt(s.alpha_bar[t]) / (2 - s.alpha_bar[t])
         )
         wrong["α_t is missing under β_t²"] = lambda s, t: right(s, t) * s.alpha[t]
         wrong["β_t where β_t² is meant"] = lambda s, t: right(s, t) / s.beta[t]

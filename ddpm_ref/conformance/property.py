@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_ref.conformance.adapter import Adapter, AdapterError, NotFinite
+from ddpm_ref.conformance.adapter import Adapter, AdapterError, NotFinite, NotThere
 from ddpm_ref.conformance.judge import Broken, Case, NotOffered
 
 Check = Callable[[Case], None]
@@ -38,7 +38,7 @@ class Property:
         case.slug, case.notes = self.id, []
         try:
             self.check(case)
-        except NotOffered as reason:
+        except (NotOffered, NotThere) as reason:
             return replace(result, status="not offered", diagnosis=str(reason))
         except AdapterError as error:
             return replace(result, status="error", diagnosis=str(error))

@@ -231,7 +231,7 @@ def transitions(case: Case) -> None:
 def _allowed_means(case: Case) -> list[Formula]:
     """The declared mean; under clip, for a network that predicts μ, also μ left as it is."""
     means = [mean_formula(case, clip=case.c.clip)]
-    return means + [mean_formula(case)] if case.c.clip and case.c.predicts == "mu" else means
+    return [*means, mean_formula(case)] if case.c.clip and case.c.predicts == "mu" else means
 
 
 def last_of_loop(case: Case) -> None:
