@@ -25,16 +25,16 @@ class Draws:
     output: Array
 
 
-def draws(case: Case, first: int = 1, outside: bool = False) -> Draws:
+def draws(case: Case, first: int = 1, outside: bool = False, inner: bool = False) -> Draws:
     """Inputs for every step from `first` on where the network's output determines x_0.
 
     The output is off by 0.3 standard deviations of what it predicts, but its x̂_0 stays inside data_range, so that
-    clipping has nothing to do; with outside, half of the elements of x̂_0 lie beyond it.
+    clipping has nothing to do; with outside, half of the elements of x̂_0 lie beyond it. inner: no x_0 near the ends.
     """
     rng, s, (low, high) = case.rng(), case.process, case.c.data_range
     t = case.steps[case.steps >= first]
     t = t[s.alpha_bar[t] > 0]
-    x_0, eps = case.images(rng, t), case.normal(rng, t)
+    x_0, eps = case.images(rng, t, inner), case.normal(rng, t)
     x_t = case.rounded(q_sample(s, x_0, t, eps))
     middle, half = (low + high) / 2, (high - low) / 2
     noise = per_image(np.sqrt((1 - s.alpha_bar[t]) / s.alpha_bar[t]), x_t)

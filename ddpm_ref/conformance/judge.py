@@ -118,10 +118,12 @@ class Case:
         """Standard normals, one image for each step, in the declared precision."""
         return self.rounded(rng.standard_normal((len(t), *self.c.shape)))
 
-    def images(self, rng: np.random.Generator, t: Array) -> Array:
-        """Images on the grid of grey levels, one for each step."""
+    def images(self, rng: np.random.Generator, t: Array, inner: bool = False) -> Array:
+        """Images on the grid of grey levels, one for each step; inner: of the middle 80 % of them, if there are any."""
         low, high = self.c.data_range
-        grey = rng.integers(0, self.c.levels, (len(t), *self.c.shape)) / (self.c.levels - 1)
+        last = self.c.levels - 1
+        first, end = (-(-last // 10), last * 9 // 10 + 1) if inner and self.c.levels > 10 else (0, last + 1)
+        grey = rng.integers(first, end, (len(t), *self.c.shape)) / last
         return self.rounded(low + (high - low) * grey)
 
     def rounded(self, x: Array) -> Array:

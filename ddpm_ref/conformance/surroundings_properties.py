@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_ref.checks import Array
-from ddpm_ref.conformance.adapter import AdapterError, Stop
+from ddpm_ref.conformance.adapter import AdapterError, NotThere, Stop
 from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
 from ddpm_ref.conformance.judge import Broken, Case
 from ddpm_ref.conformance.property import Property
@@ -134,7 +134,7 @@ def mixture(case: Case) -> None:
     size = int(np.prod(c.shape))
     n = max(1, -(-1536 // size))
     a, b = (case.rounded(LARGE * rng.choice([-1.0, 1.0], (n, *c.shape))) for _ in range(2))
-    t = max(2, c.T // 2)
+    t = _offered_step(case, a, b, max(2, c.T // 2))
     root = np.sqrt(s.alpha_bar[t])
     for lam in (0.3, 0.0, 1.0):
         x, asked = _first_call(case, a, b, t, lam)
@@ -158,6 +158,15 @@ def mixture(case: Case) -> None:
             words = " λ and 1 - λ are swapped" if swapped else words
             raise Broken(float(found[at]), float(wanted[at]), f"factor of image {'ab'[at]} at λ = {lam}:{words}", t=t)
         _judge_noise(case, x.reshape(-1) - basis @ found, lam, t)
+
+
+def _offered_step(case: Case, a: Array, b: Array, t: int) -> int:
+    """This t, or T for an implementation that only mixes there."""
+    try:
+        _first_call(case, a, b, t, 0.5)
+    except NotThere:
+        return case.c.T
+    return t
 
 
 def _noised_to(case: Case, total: float) -> str:
@@ -188,8 +197,9 @@ def _judge_noise(case: Case, rest: Array, lam: float, t: int) -> None:
 def chain(case: Case) -> None:
     """After the mix the chain runs down as in Algorithm 2: the network is asked at t, t-1, …, 1, once each."""
     c, rng = case.c, case.rng()
-    t = min(20, c.T)
-    a, b = (case.images(rng, np.zeros(2)).astype(c.dtype) for _ in range(2))
+    a, b = (case.images(rng, np.zeros(2)) for _ in range(2))
+    t = _offered_step(case, a, b, min(20, c.T))
+    a, b = a.astype(c.dtype), b.astype(c.dtype)
     seen = Watched(case, 2)
     case.adapter.array("interpolate", a.shape, seen, a, b, int(c.theirs(np.array(t))), 0.5)
     steps, wanted = seen.steps(), np.arange(t, 0, -1)
