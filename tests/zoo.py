@@ -126,7 +126,9 @@ class Animal:
         kind = self.c["predicts"]
         if kind == "v":
             return self.at(np.sqrt(self.A), t, eps) * eps - self.at(np.sqrt(1 - self.A), t, eps) * x_0
-        return {"eps": eps, "x_0": x_0}[kind] if kind != "mu" else self.q_posterior(x_0, self.q_sample(x_0, t, eps), t)[0]
+        return (
+            {"eps": eps, "x_0": x_0}[kind] if kind != "mu" else self.q_posterior(x_0, self.q_sample(x_0, t, eps), t)[0]
+        )
 
     # --- p
 
@@ -207,7 +209,9 @@ class Animal:
     def loss(self, x_0, t, eps, output):
         r = self.target(x_0, t, eps) - output
         small = np.abs(r) < 1
-        error = {"squared": r * r, "l1": np.abs(r), "huber": np.where(small, 0.5 * r * r, np.abs(r) - 0.5)}[self.c["error"]]
+        error = {"squared": r * r, "l1": np.abs(r), "huber": np.where(small, 0.5 * r * r, np.abs(r) - 0.5)}[
+            self.c["error"]
+        ]
         error = error * self.at(self.weights(), t, error)
         if self.c["loss_reduction"] == "sum":
             return error.reshape(len(t), -1).sum(axis=1)

@@ -89,7 +89,8 @@ class Adapter:
         except NotImplementedError as error:
             raise NotThere(f"{name} raised NotImplementedError: {error}".rstrip(": ")) from error
         except Exception as error:
-            raise AdapterError(f"{name} raised {type(error).__name__}: {error}{_place(error)}") from error
+            hint = f"; is t_first = {self.conventions.t_first} right?" if isinstance(error, IndexError) else ""
+            raise AdapterError(f"{name} raised {type(error).__name__}: {error}{_place(error)}{hint}") from error
 
     def array(self, name: str, shape: tuple[int, ...], *args: Any, finite: bool = True) -> Array:
         """Its result as float64 of this shape."""

@@ -33,6 +33,9 @@ class Broken(Exception):
 
 Mistakes = Mapping[str, Formula]
 
+Explanation = tuple[str, Array | None]
+"""What a wrong result looks like, in words, and the values of that mistake if it is one of a formula."""
+
 
 @dataclass
 class Case:
@@ -62,9 +65,9 @@ class Case:
 
     @cached_property
     def own_beta(self) -> Array | None:
-        """Their betas(), if offered and in (0, 1]."""
+        """Their betas(), if offered and in [0, 1] (that 0 is wrong, a property of its own says)."""
         beta = self._table("betas")
-        return beta if beta is not None and ((beta > 0) & (beta <= 1)).all() else None
+        return beta if beta is not None and ((beta >= 0) & (beta <= 1)).all() and beta.any() else None
 
     @cached_property
     def own_alpha_bar(self) -> Array | None:
@@ -177,8 +180,12 @@ class Case:
             tol = tol + self.tolerance(also, t, *inputs, s=s)[1]
         self.compare(got, wanted, tol, t, lambda: self.explain(got, formula, t, inputs, tol, mistakes or {}, s))
 
-    def compare(self, got: Array, wanted: Array, tol: Array, t: Array, why: Callable[[], str]) -> None:
-        """Broken, at the smallest t, unless |got - wanted| ≤ tol everywhere; rows are steps."""
+    def compare(self, got: Array, wanted: Array, tol: Array, t: Array, why: Callable[[], Explanation]) -> None:
+        """Broken, at the smallest t, unless |got - wanted| ≤ tol everywhere; rows are steps.
+
+        Where a known mistake explains what came, the smallest t is that from which on it does, if that is smaller: at
+        small t rounding alone might have led as far.
+        """
         error = np.abs(got - wanted)
         bad = ~(error <= tol)
         if not bad.any():
@@ -186,57 +193,92 @@ class Case:
                 self.notes.extend(_worst(error, wanted, t))
             return
         rows = bad.reshape(len(t), -1).any(axis=1)
+        words, mistake = why()
+        if mistake is not None:
+            rows |= _explained_rows(got, wanted, mistake, self.eps)
         row = int(np.flatnonzero(rows)[np.argmin(t[rows])])
-        excess = (error[row] / tol[row]).reshape(-1)
-        at = int(np.argmax(np.where(bad[row].reshape(-1), excess, -1)))
+        excess = np.where(np.isfinite(error[row]), error[row] / tol[row], np.inf).reshape(-1)
+        at = int(np.argmax(excess))
         one, other = float(np.reshape(got[row], -1)[at]), float(np.reshape(wanted[row], -1)[at])
-        raise Broken(one, other, why(), t=int(t[row]))
+        raise Broken(one, other, words, t=int(t[row]))
 
     def explain(
-        self, got: Array, formula: Formula, t: Array, inputs: tuple[Array, ...], tol: Array, mistakes: Mistakes, s: Any
-    ) -> str:
-        """The known mistake that fits, in words, or ""."""
+        self,
+        got: Array,
+        formula: Formula,
+        t: Array,
+        inputs: tuple[Array, ...],
+        tol: Array,
+        mistakes: Mistakes,
+        s: Schedule | None = None,
+    ) -> Explanation:
+        """The known mistake that fits, in words, and its values; ("", None) if none does."""
         s = s or self.process
         wanted = formula(s, t, *inputs)
         bad = ~(np.abs(got - wanted) <= tol)
-        tries: dict[str, Callable[[], Array]] = {}
-        for text, wrong in mistakes.items():
-            tries[text] = lambda wrong=wrong: wrong(s, t, *inputs)  # type: ignore[misc]
-        for text, shift in (("the values of t - 1", -1), ("the values of t + 1", 1)):
-            inside = np.clip(t + shift, 1, self.c.T)
-            tries[f"{text}: off by one step"] = lambda inside=inside: formula(s, inside, *inputs)  # type: ignore[misc]
-        if self.own_alpha_bar is not None:
-            theirs = process_of(s.beta[1:], alpha_bar=self.own_alpha_bar)
-            tries["as its own alpha_bar table says, which is not the product of 1 - β"] = lambda: formula(
-                theirs, t, *inputs
-            )
-        if self.declared is not None:
-            tries["as the declared schedule says, but not as its own betas do"] = lambda: formula(
-                self.declared, t, *inputs
-            )
-        for text, make in tries.items():
+        if got.ndim == 1 and (half := half_precision(got)):
+            return half, None
+        for text, wrong, process in self._suspects(formula, mistakes, s):
             try:
-                with np.errstate(all="ignore"):
-                    candidate = make()
+                candidate, slack = tolerance(process, self.eps, wrong, t, inputs)
             except ValueError:  # not defined at that step, as ε where ᾱ_t = 0
                 continue
-            if fits(got, candidate, wanted, tol, bad):
-                return text
+            if fits(got, candidate, slack, wanted, tol, bad):
+                return text, candidate
         if self.c.precision == "float64":
             loose = tolerance(s, epsilon("float32"), formula, t, inputs)[1]
             if (np.abs(got - wanted) <= loose).all():
-                return 'as precise as float32; declare precision="float32" if that is meant'
-        return constant_factor(got, wanted, bad)
+                return 'as precise as float32; declare precision="float32" if that is meant', None
+        return constant_factor(got, wanted, bad), None
+
+    def _suspects(self, formula: Formula, mistakes: Mistakes, s: Schedule) -> list[tuple[str, Formula, Schedule]]:
+        """The mistakes of one formula, then those of any: off by one, other tables than β's."""
+        found = [(text, wrong, s) for text, wrong in mistakes.items()]
+        for text, shift in (("the values of t - 1", -1), ("the values of t + 1", 1)):
+            found.append((f"{text}: off by one step (or is it t_first?)", _shifted(formula, shift), s))
+        if self.own_alpha_bar is not None:
+            theirs = process_of(s.beta[1:], alpha_bar=self.own_alpha_bar)
+            found.append(("as its own alpha_bar table says, which is not the product of 1 - β", formula, theirs))
+        if self.declared is not None:
+            found.append(("as the declared schedule says, but not as its own betas do", formula, self.declared))
+        return found
 
 
-def fits(got: Array, candidate: Array, wanted: Array, tol: Array, bad: Array) -> bool:
+def _shifted(formula: Formula, shift: int) -> Formula:
+    return lambda s, t, *inputs: formula(s, np.clip(t + shift, 1, s.T), *inputs)
+
+
+def _explained_rows(got: Array, wanted: Array, mistake: Array, eps: float) -> Array:
+    """The steps at which a mistake is closer to what came than what is wanted, by far, and not by chance."""
+    with np.errstate(all="ignore"):
+        off, miss, size, apart = (
+            np.sqrt((x.reshape(len(got), -1) ** 2).mean(axis=1))
+            for x in (got - wanted, got - mistake, wanted, mistake - wanted)
+        )
+        rows: Array = (miss < 0.1 * off) & (apart > 8 * eps * size)
+    return rows
+
+
+def fits(got: Array, candidate: Array, slack: Array, wanted: Array, tol: Array, bad: Array) -> bool:
     """Whether a candidate explains (nearly) every value that is wrong, by more than being near what is wanted.
 
     Nearly, because the two ends of t may differ.
     """
-    near = np.abs(got - candidate) <= 2 * tol + 1e-9 * np.abs(candidate)
-    apart = ~(np.abs(candidate - wanted) <= 2 * tol)
+    near = np.abs(got - candidate) <= slack + tol + 1e-9 * np.abs(candidate)
+    apart = ~(np.abs(candidate - wanted) <= 0.5 * tol)
     return bool(near[bad].mean() >= 0.9 and apart[bad].mean() >= 0.5)
+
+
+def half_precision(table: Array) -> str:
+    """Whether every number of a table is one of float16 or bfloat16: more than chance if they are many."""
+    single = table.astype(np.float32)
+    if len(np.unique(table)) > 3 and np.array_equal(single.astype(np.float64), table):
+        if not (single.view(np.uint32) & 0xFFFF).any():
+            return "every value is a bfloat16: half precision"
+        with np.errstate(over="ignore"):
+            if np.array_equal(single.astype(np.float16).astype(np.float64), table):
+                return "every value is a float16: half precision"
+    return ""
 
 
 def constant_factor(got: Array, wanted: Array, bad: Array) -> str:

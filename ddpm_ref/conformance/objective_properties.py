@@ -136,9 +136,7 @@ def loss(case: Case) -> None:
     tol = tol + 4 * case.eps * np.sqrt(BATCH * x_0[0].size) * np.abs(wanted)
     inputs = (x_0, eps, output)
 
-    case.compare(
-        got, wanted, tol, steps, lambda: case.explain(got, loss_of(case), t, inputs, tol, loss_mistakes(case), None)
-    )
+    case.compare(got, wanted, tol, steps, lambda: case.explain(got, loss_of(case), t, inputs, tol, loss_mistakes(case)))
 
 
 def _one_loss(case: Case, rows: slice, t: Array, x_0: Array, eps: Array, output: Array) -> float:
@@ -181,6 +179,10 @@ def loss_mistakes(case: Case) -> dict[str, Formula]:
         if name != case.c.predicts:
             wrong[f'the target is that of {name}: declare predicts="{name}" if it is'] = loss_of(case, predicts=name)
     wrong["half of it"] = loss_of(case, change=lambda x: x / 2)
+    target = target_of(case.c.predicts)
+    wrong["the sign of the target"] = lambda s, t, x_0, eps, y: loss_of(case)(
+        s, t, x_0, eps, y + 2 * target(s, t, x_0, eps)
+    )
     wrong["its root"] = loss_of(case, change=np.sqrt)
     return wrong
 

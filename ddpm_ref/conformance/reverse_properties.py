@@ -6,12 +6,12 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.forward_properties import POSTERIOR_MISTAKES, Draws, draws, spread
-from ddpm_ref.conformance.judge import Broken, Case
+from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.schedule_properties import VARIANCE_MISTAKES
 from ddpm_ref.conformance.tolerance import Formula
 from ddpm_ref.forward import per_image, q_posterior
-from ddpm_ref.reverse import PARAMETRISATIONS, output_to_x_0, p_mean
+from ddpm_ref.reverse import PARAMETRISATIONS, output_from_x_0, output_to_x_0, p_mean
 from ddpm_ref.schedule import Schedule
 
 # At t = 1 some clamp the variance to 1e-20 and multiply noise by its root.
@@ -158,36 +158,50 @@ def variance_mistakes(case: Case) -> dict[str, Formula]:
     wrong["the standard deviation where the variance is meant"] = lambda s, t, *x: np.sqrt(right(s, t, *x))
     wrong["log σ_t² where the variance is meant"] = lambda s, t, *x: np.log(right(s, t, *x))
     wrong["σ_t² squared"] = lambda s, t, *x: right(s, t, *x) ** 2
+    if case.c.var == "learned_range":
+        wrong["log β_t and log β̃_t are swapped"] = lambda s, t, x, v: right(s, t, x, -v)
+        wrong["v itself is the fraction, not (v + 1) / 2"] = lambda s, t, x, v: right(s, t, x, 2 * v - 1)
+        wrong["β_t and β̃_t are mixed, not their logarithms"] = lambda s, t, x, v: (
+            (v + 1) / 2 * per_image(s.beta[t], x) + (1 - v) / 2 * per_image(s.beta_tilde[t], x)
+        )
     return wrong | {text: spread(table) for text, table in VARIANCE_MISTAKES.items()}
 
 
 def clipping(case: Case) -> None:
-    """Where x̂_0 leaves data_range, the mean is Eq. 7 at the clipped x̂_0 if clip is declared, and unclipped if not.
+    """Where x̂_0 leaves data_range, the mean is that of x̂_0 at its end if clip is declared, and goes on if not.
 
-    For a network that predicts μ both are accepted under clip (the released code leaves μ as it is).
+    Judged by their own means for x̂_0 at the end and inside, since the mean is linear in x̂_0: a wrong mean does not
+    break this. For a network that predicts μ both are accepted under clip (the released code leaves μ as it is).
     """
-    d = draws(case, outside=True)
-    got = ask_mean(case, "p_mean_var" if "p_mean_var" in case.adapter else "reverse_step", d)
-    clipped, free = mean_formula(case, clip=True), mean_formula(case)
-    if case.c.clip:
-        if case.c.predicts == "mu":
-            wanted, tol = case.tolerance(free, d.t, d.x_t, d.output)
-            if (np.abs(got - wanted) <= tol).all():
-                return
-        wrong = {
-            "x̂_0 is clipped where it has no effect: the mean is that of the unclipped one, Eq. 11": free,
-            "x̂_0 is clipped to [-1, 1], not to data_range": lambda s, t, x, y: q_posterior(
-                s, np.clip(output_to_x_0(s, x, t, y, case.c.predicts), -1, 1), x, t
-            )[0],
-            "the mean itself is clipped": lambda s, t, x, y: np.clip(free(s, t, x, y), *case.c.data_range),
-        }
-        case.judge(got, clipped, d.t, d.x_t, d.output, mistakes=wrong)
-    else:
-        wrong = {
-            "x̂_0 is clipped: declare clip=True if that is meant": clipped,
-            "the mean itself is clipped": lambda s, t, x, y: np.clip(free(s, t, x, y), *case.c.data_range),
-        }
-        case.judge(got, free, d.t, d.x_t, d.output, also=mean_formula(case, form="Eq. 7"), mistakes=wrong)
+    d, (low, high) = draws(case), case.c.data_range
+    middle, half = (low + high) / 2, (high - low) / 2
+    side = case.rng(3).choice([-1.0, 1.0], d.x_t.shape)
+    name = "p_mean_var" if "p_mean_var" in case.adapter else "reverse_step"
+
+    def means(x_0_hat: Array) -> Array:
+        output = case.rounded(output_from_x_0(case.process, d.x_t, d.t, x_0_hat, case.c.predicts))
+        return ask_mean(case, name, Draws(d.t, d.x_0, d.eps, d.x_t, output))
+
+    inside, end, beyond = (means(middle + side * half * factor) for factor in (0.7, 1.0, 1.6))
+    slope = (end - inside) / 0.3  # of the mean, from the middle to the end of data_range
+    free, tol = end + 0.6 * slope, 4 * case.tolerance(mean_formula(case, form="Eq. 7"), d.t, d.x_t, d.output)[1]
+    tol = tol + 16 * case.eps * sum(np.abs(x) for x in (inside, end, beyond, d.x_t))
+    to_one = end + slope * side * (np.clip(middle + 1.6 * half * side, -1, 1) - middle - side * half) / half
+    wanted = end if case.c.clip else free
+    if case.c.clip and case.c.predicts == "mu" and (np.abs(beyond - free) <= tol).all():
+        return
+
+    def why() -> Explanation:
+        for text, other in (
+            ("x̂_0 is clipped where it has no effect: the mean is that of the unclipped one, Eq. 11", free),
+            ("x̂_0 is clipped: declare clip=True if that is meant", end),
+            ("x̂_0 is clipped to [-1, 1], not to data_range", to_one),
+        ):
+            if other is not wanted and (np.abs(beyond - other) <= tol).all():
+                return text, other
+        return "", None
+
+    case.compare(beyond, wanted, tol, d.t, why)
 
 
 def step_noise(case: Case) -> None:
@@ -215,7 +229,7 @@ def step_noise(case: Case) -> None:
     # The sum of mean and noise is rounded as a whole.
     tol = tol + 4 * case.eps * np.maximum(np.abs(up), np.abs(down)) + 4 * case.eps
     inputs = (d.x_t, z, *v)
-    case.compare(got, wanted, tol, d.t, lambda: case.explain(got, noise, d.t, inputs, tol, wrong, None))
+    case.compare(got, wanted, tol, d.t, lambda: case.explain(got, noise, d.t, inputs, tol, wrong))
 
 
 def last_step(case: Case) -> None:
@@ -223,7 +237,7 @@ def last_step(case: Case) -> None:
     d = draws(case)
     only = Draws(*(x[:1] for x in (d.t, d.x_0, d.eps, d.x_t, d.output)))
     if only.t[0] != 1:
-        return
+        raise NotOffered("β_1 = 0: there is no first step")
     v, z = variance_output(case, only.t), case.normal(case.rng(2), only.t)
     one, other = (case.ask("reverse_step", only.t, only.x_t, None, only.output, sign * z, *v) for sign in (1, -1))
     size = np.abs(one - other) / 2
@@ -262,7 +276,7 @@ def rows_alone(case: Case) -> None:
             ("an image alone", np.concatenate([ask(some[i : i + 1]) for i in range(3)]), some),
         ):
             words = f"{name}: {what} changes the result"
-            case.compare(got, batch[rows], tol[rows], d.t[rows], lambda words=words: words)  # type: ignore[misc]
+            case.compare(got, batch[rows], tol[rows], d.t[rows], lambda words=words: (words, None))  # type: ignore[misc]
 
 
 PROPERTIES = (

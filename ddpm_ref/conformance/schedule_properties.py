@@ -4,7 +4,7 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.conventions import named_beta
-from ddpm_ref.conformance.judge import Broken, Case, NotOffered
+from ddpm_ref.conformance.judge import Broken, Case, NotOffered, half_precision
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.tolerance import epsilon, process_of, schedule_drift
 from ddpm_ref.schedule import SCHEDULES
@@ -36,7 +36,7 @@ def beta_is_declared(case: Case) -> None:
         raise NotOffered("no schedule declared")
     beta, t = _given(case, "betas"), all_steps(case)
     tol = schedule_drift(wanted, case.eps, case.c.schedule)
-    case.compare(beta, wanted, tol, t, lambda: which_schedule(case, beta, wanted))
+    case.compare(beta, wanted, tol, t, lambda: (which_schedule(case, beta, wanted), None))
 
 
 def which_schedule(case: Case, beta: Array, wanted: Array) -> str:
@@ -75,7 +75,7 @@ def which_schedule(case: Case, beta: Array, wanted: Array) -> str:
                     other = named_beta(name, T, **args)
                 except ValueError:
                     continue
-            if is_(other):
+            if name != case.c.schedule and is_(other):
                 return f'this is schedule "{name}"{text}: declare it if it is meant'
     first, last = beta[0], beta[-1]
     return _shape_of_ends(beta, first, last, T)
@@ -90,17 +90,6 @@ def _shape_of_ends(beta: Array, first: float, last: float, T: int) -> str:
     for text, curve in curves.items():
         if np.allclose(beta, curve, rtol=1e-4, atol=3e-7):
             return f"{text} from β_1 = {first:.6g} to β_T = {last:.6g}: declare schedule_args if that is meant"
-    return ""
-
-
-def half_precision(table: Array) -> str:
-    """Whether every number of a table is one of float16 or bfloat16: more than chance if they are many."""
-    single = table.astype(np.float32)
-    if len(np.unique(table)) > 3 and np.array_equal(single.astype(np.float64), table):
-        if np.array_equal(single.astype(np.float16).astype(np.float64), table):
-            return "every value is a float16: half precision"
-        if not (single.view(np.uint32) & 0xFFFF).any():
-            return "every value is a bfloat16: half precision"
     return ""
 
 
@@ -162,10 +151,11 @@ def log_beta_tilde_table(case: Case) -> None:
     if not np.isfinite(got[1:]).all():
         first = int(np.argmax(~np.isfinite(got[1:]))) + 1
         raise Broken(float(got[first]), "a finite number", t=first + 1)
+    known = case.process.beta_tilde[1:] > 0
     case.judge(
-        got[1:],
+        got[known],
         lambda s, t: np.log(s.beta_tilde[t]),
-        t[1:],
+        t[known],
         mistakes={
             "β̃_t without its logarithm": lambda s, t: s.beta_tilde[t],
             "½ log β̃_t, of the standard deviation": lambda s, t: 0.5 * np.log(s.beta_tilde[t]),

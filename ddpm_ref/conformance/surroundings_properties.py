@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import AdapterError, NotThere, Stop
 from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
-from ddpm_ref.conformance.judge import Broken, Case
+from ddpm_ref.conformance.judge import Broken, Case, Explanation
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.sampling_properties import Watched
 
@@ -84,7 +84,7 @@ def embedding(case: Case) -> None:
         got = case.adapter.array("time_embedding", (c.T, dim), c.theirs(t), dim)
         wanted, tol = _embedding(case, t, dim, c.embedding_order, c.embedding_spacing, c.embedding_counts_from)
 
-        def why(got: Array = got, tol: Array = tol, dim: int = dim) -> str:
+        def why(got: Array = got, tol: Array = tol, dim: int = dim) -> Explanation:
             for order in ("sin_cos", "cos_sin", "interleaved"):
                 for spacing in ("half-1", "half"):
                     for counts in (0, 1):
@@ -92,9 +92,10 @@ def embedding(case: Case) -> None:
                         if (np.abs(got - other) <= 4 * tol + 1e-6).all():
                             return (
                                 f'this is embedding_order="{order}", embedding_spacing="{spacing}", '
-                                f"embedding_counts_from={counts}: declare what differs if it is meant"
+                                f"embedding_counts_from={counts}: declare what differs if it is meant",
+                                None,
                             )
-            return f"dim = {dim}"
+            return f"dim = {dim}", None
 
         case.compare(got, wanted, tol, t, why)
 

@@ -41,16 +41,19 @@ def perturbed(s: Schedule, eps: float) -> Iterator[Schedule]:
     """The process with each table off by its worst rounding in turn, ᾱ_t and ᾱ_{t-1} apart.
 
     β_t: ε absolute (it may be held as 1 - α_t or 1 - ᾱ_t/ᾱ_{t-1})      α_t: ε
-    ᾱ_t: (t+1) ε relative (t factors, each rounded, and their products), so 1 - ᾱ_t by (t+1) ε ᾱ_t absolute
+    ᾱ_t: (t+1) ε relative (t factors, each rounded, and their products), so 1 - ᾱ_t by (t+1) ε ᾱ_t absolute;
+         and by the smallest normal number, below which digits are lost
     """
     beta, alpha, abar = s.beta[1:], s.alpha[1:], s.alpha_bar[1:]
     drift = (np.arange(1, s.T + 1) + 1) * eps
+    least = float(np.finfo(np.float32 if eps > 1e-10 else np.float64).tiny)
+    low = np.maximum(abar * (1 - drift) - least, abar / 1000)  # not 0: where ᾱ_t = 0, ε says nothing
     odd = np.arange(s.T) % 2 == 0
     yield process_of(beta + eps * np.maximum(beta, 1 - beta), alpha, abar)
     yield process_of(beta, alpha * (1 - eps), abar)
     # Downwards: upwards 1 - ᾱ_1 might become negative.
-    yield process_of(beta, alpha, np.where(odd, abar * (1 - drift), abar))
-    yield process_of(beta, alpha, np.where(odd, abar, abar * (1 - drift)))
+    yield process_of(beta, alpha, np.where(odd, low, abar))
+    yield process_of(beta, alpha, np.where(odd, abar, low))
 
 
 def tolerance(s: Schedule, eps: float, formula: Formula, t: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
@@ -60,7 +63,9 @@ def tolerance(s: Schedule, eps: float, formula: Formula, t: Array, inputs: tuple
     """
     with np.errstate(all="ignore"):
         wanted = formula(s, t, *inputs)
-        off = sum(np.abs(formula(p, t, *inputs) - wanted) for p in perturbed(s, eps))
+        off = np.zeros_like(wanted)
+        for p in perturbed(s, eps):
+            off = off + np.abs(formula(p, t, *inputs) - wanted)
         for i, x in enumerate(inputs):
             moved = (*inputs[:i], x * (1 + INPUT_ULPS * eps), *inputs[i + 1 :])
             off = off + np.abs(formula(s, t, *moved) - wanted)
