@@ -234,12 +234,11 @@ def transitions(case: Case) -> None:
     if np.allclose(after, mean, atol=1e-4 * float(sigma.max())):
         diagnosis = "no noise is added"
     if not diagnosis or wrong[0] is None:
-        fitting = [
-            (abs(along((after - m) / sd, x_t)), text)
-            for text, m, sd in tries
-            if np.isfinite(m).all() and (sd > 0).all() and not _wrong_step(case, after - m, sd, x_t, t)
-        ]
-        diagnosis = min(fitting)[1] if fitting else diagnosis
+        likeliest = np.inf
+        for text, m, sd in tries:
+            if np.isfinite(m).all() and (sd > 0).all() and not _wrong_step(case, after - m, sd, x_t, t):
+                deviance = float((((after - m) / sd) ** 2 + 2 * np.log(sd)).sum())
+                likeliest, diagnosis = min((likeliest, diagnosis), (deviance, text), key=lambda pair: pair[0])
     raise Broken(wrong[1], wrong[2], diagnosis, t=wrong[0])
 
 
