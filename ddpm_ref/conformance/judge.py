@@ -169,15 +169,17 @@ class Case:
         mistakes: Mistakes | None = None,
         also: Formula | None = None,
         s: Schedule | None = None,
+        slack: Array | float = 0.0,
     ) -> None:
         """Broken unless got is formula(process, t, *inputs) within rounding, at every step.
 
-        also: another algebraic form of the formula, whose rounding is allowed too.
+        also: another algebraic form of the formula, whose rounding is allowed too.  slack: more tolerance.
         mistakes: formulas of known mistakes, by what to say of them.
         """
         wanted, tol = self.tolerance(formula, t, *inputs, s=s)
         if also is not None:
             tol = tol + self.tolerance(also, t, *inputs, s=s)[1]
+        tol = tol + slack
         self.compare(got, wanted, tol, t, lambda: self.explain(got, formula, t, inputs, tol, mistakes or {}, s))
 
     def compare(self, got: Array, wanted: Array, tol: Array, t: Array, why: Callable[[], Explanation]) -> None:

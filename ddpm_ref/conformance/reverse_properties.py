@@ -143,7 +143,16 @@ def reverse_variance(case: Case) -> None:
     if (got[first] < 0).any():
         raise Broken(float(got[first].min()), "a variance, not negative", t=1)
     inputs = (d.x_t[rest], *(x[rest] for x in v))
-    case.judge(got[rest], variance_formula(case), d.t[rest], *inputs, mistakes=variance_mistakes(case))
+    formula, wrong = variance_formula(case), variance_mistakes(case)
+    slack = by_logarithm(case, formula(case.process, d.t[rest], *inputs))
+    case.judge(got[rest], formula, d.t[rest], *inputs, mistakes=wrong, slack=slack)
+
+
+def by_logarithm(case: Case, var: Array) -> Array:
+    """The rounding of a variance that is kept as its logarithm: e^(log σ²) is off by ε |log σ²|."""
+    with np.errstate(all="ignore"):
+        off: Array = 2 * case.eps * np.abs(np.log(var)) * var
+    return np.where(np.isfinite(off), off, 0.0)
 
 
 def variance_mistakes(case: Case) -> dict[str, Formula]:
@@ -228,6 +237,8 @@ def step_noise(case: Case) -> None:
     wanted, tol = case.tolerance(noise, d.t, d.x_t, z, *v)
     # The sum of mean and noise is rounded as a whole.
     tol = tol + 4 * case.eps * np.maximum(np.abs(up), np.abs(down)) + 4 * case.eps
+    sigma2 = var(case.process, d.t, d.x_t, *v)
+    tol = tol + by_logarithm(case, sigma2) / np.sqrt(sigma2) * np.abs(z)
     inputs = (d.x_t, z, *v)
     case.compare(got, wanted, tol, d.t, lambda: case.explain(got, noise, d.t, inputs, tol, wrong))
 
