@@ -20,7 +20,8 @@ class Animal:
              "data_range": (-1, 1), "levels": 256, "shape": (3, 4, 4), "loss_reduction": "mean", "error": "squared",
              "loss_weight": "simple", "units": "nats", "decoder_cdf": "exact", "embedding_order": "sin_cos",
              "embedding_spacing": "half-1", "embedding_max_period": 10000.0, "embedding_counts_from": 0,
-             "ema_warmup": False, "interpolation_noise": "independent", "precision": "float32"} | conventions  # fmt: skip
+             "ema_warmup": False, "interpolation_noise": "independent", "precision": "float32"}  # fmt: skip
+        c |= conventions
         self.conventions, self.c, self.form = dict(c), c, form
         self.float = np.dtype(c["precision"]).type
         self.tables = np.dtype(tables or c["precision"]).type
@@ -30,7 +31,8 @@ class Animal:
         if form == "direct":
             self.A = np.cumprod(self.a, dtype=self.tables)
         else:
-            self.A = np.exp(np.cumsum(np.log(self.a), dtype=self.tables))
+            with np.errstate(divide="ignore"):  # log 0 at the end of jsd
+                self.A = np.exp(np.cumsum(np.log(self.a), dtype=self.tables))
         self.A_prev = np.concatenate([np.ones(1, self.tables), self.A[:-1]])
         self.tilde = self.b * (1 - self.A_prev) / (1 - self.A)
 

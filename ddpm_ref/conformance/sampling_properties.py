@@ -27,6 +27,7 @@ from ddpm_ref.conformance.reverse_properties import (
 from ddpm_ref.conformance.tolerance import Formula
 from ddpm_ref.forward import per_image
 from ddpm_ref.reverse import output_from_x_0
+from ddpm_ref.schedule import Schedule
 
 ELEMENTS = 3072  # of one batch: enough that a variance 20 % off at one step is seen
 
@@ -134,7 +135,7 @@ def start(case: Case) -> None:
     x = watch(case).x[0]
     if not np.isfinite(x).all():
         raise Broken("NaN or infinity", "finite numbers", t=case.c.T)
-    if abs(along(*_pairs(x))) > normal_bound(FALSE_ALARM / 4) or np.allclose(x[0], x[1], atol=1e-6):
+    if abs(along(*_pairs(x[None]))) > normal_bound(FALSE_ALARM / 4) or np.allclose(x[0], x[1], atol=1e-6):
         raise Broken("images that are alike", "independent ones", "the batch shares its x_T", t=case.c.T)
     p, k, T = FALSE_ALARM / 4, x.size, case.c.T
     low, high = chi_square_bounds(k, p)
@@ -151,7 +152,7 @@ def start(case: Case) -> None:
 Finding = tuple[int | None, object, object, str] | Literal[False]
 
 
-def _wrong_step(case: Case, residual: Array, sigma: Array, x_t: Array, t: Array) -> Finding:
+def _wrong_step(residual: Array, sigma: Array, x_t: Array, t: Array) -> Finding:
     """The smallest t whose x_{t-1} - μ is not σ N(0, I), and what is wrong with it; None for t where only all show it.
 
     residual, sigma, x_t: their rows are steps.
@@ -159,25 +160,38 @@ def _wrong_step(case: Case, residual: Array, sigma: Array, x_t: Array, t: Array)
     with np.errstate(all="ignore"):
         z = residual / sigma
     n, k = len(t), z[0].size
-    p = FALSE_ALARM / (5 * n + 1)
+    p = FALSE_ALARM / (5 * n + 2)
     low, high = chi_square_bounds(k, p)
     limit = normal_bound(p)
-    for i in np.argsort(t):
-        if not np.isfinite(z[i]).all():
-            return int(t[i]), "NaN or infinity", "finite numbers", ""
-        # In units of their own size, so that a wrong σ is not taken for this; that it is estimated costs a little.
-        if abs(along(*_pairs(z[i]))) > 1.2 * limit * _rms(z[i]):
-            return int(t[i]), "noise that is alike", "noise of its own for each image", "the batch shares its noise"
-        if i + 1 < n and abs(along(z[i], z[i + 1])) > 1.2 * limit * _rms(z[i]):
-            return int(t[i]), "noise like the step before's", "fresh noise", "noise is used again"
-        if not low <= (z[i] ** 2).sum() <= high:
-            return int(t[i]), _rms(residual[i]), _rms(sigma[i]), ""
-        if abs(along(z[i], x_t[i])) > limit:
-            return int(t[i]), "a mean that is off in proportion to x_t", "μ_θ(x_t, t)", ""
-        if abs(z[i].sum() / np.sqrt(k)) > limit:
-            return int(t[i]), float(residual[i].mean()), 0.0, "the noise has a mean"
+    flat, square = z.reshape(n, k), (z.reshape(n, k) ** 2).sum(axis=1)
+    # Likeness is measured in units of the noise itself, so that a wrong σ is not taken for it; that costs 20 %.
+    loose = 1.2 * limit * np.sqrt(square / k)
+    lag = np.append(np.abs(_each_along(flat[:-1], flat[1:])), 0)
+    for bad, got, wanted, words in (
+        (~np.isfinite(square), "NaN or infinity", "finite numbers", ""),
+        (
+            np.abs(_each_along(*_pairs(z))) > loose,
+            "noise that is alike",
+            "noise of each image's own",
+            "the batch shares its noise",
+        ),
+        (lag > loose, "noise like the step before's", "fresh noise", "noise is used again"),
+        (~((low <= square) & (square <= high)), _rms, _rms, ""),
+        (
+            np.abs(_each_along(flat, x_t.reshape(n, k))) > limit,
+            "a mean that is off in proportion to x_t",
+            "μ_θ(x_t, t)",
+            "",
+        ),
+        (np.abs(flat.sum(axis=1)) > limit * np.sqrt(k), "noise with a mean", "mean 0", "the noise has a mean"),
+    ):
+        if bad.any():
+            i = int(np.flatnonzero(bad)[np.argmin(t[bad])])
+            if callable(got):
+                return int(t[i]), _rms(residual[i]), _rms(sigma[i]), words
+            return int(t[i]), got, wanted, words
     low, high = chi_square_bounds(k * n, p)
-    if not low <= (z**2).sum() <= high:
+    if not low <= square.sum() <= high:
         return None, _rms(z), 1.0, "the noise of all steps together, in units of σ_t"
     # ‖x‖² is itself random, which costs a self-normalised sum a little: half as much again.
     if abs(along(z, x_t)) > 1.5 * limit:
@@ -185,61 +199,100 @@ def _wrong_step(case: Case, residual: Array, sigma: Array, x_t: Array, t: Array)
     return False
 
 
-def _pairs(x: Array) -> tuple[Array, Array]:
-    """Every second image, and its neighbour."""
-    n = len(x) // 2 * 2
-    return x[0:n:2], x[1:n:2]
+def _each_along(z: Array, x: Array) -> Array:
+    """`along`, of every row."""
+    with np.errstate(all="ignore"):
+        result: Array = np.einsum("ij,ij->i", z, x) / np.sqrt(np.einsum("ij,ij->i", x, x))
+    return np.nan_to_num(result)
+
+
+def _pairs(z: Array) -> tuple[Array, Array]:
+    """Every second image of a batch (the second axis), and its neighbour, for each step."""
+    m = z.shape[1] // 2 * 2
+    return z[:, 0:m:2].reshape(len(z), -1), z[:, 1:m:2].reshape(len(z), -1)
 
 
 def _rms(x: Array) -> float:
     return float(np.sqrt((x * x).mean()))
 
 
-def transitions(case: Case) -> None:
-    """Every x_{t-1}, t > 1, is μ_θ(x_t, t) + σ_t z with fresh z ~ N(0, I).
+@dataclass(frozen=True)
+class Chain:
+    """The transitions of a loop whose mean is defined; axis 0 of every array is the step, axis 1 the image."""
 
-    For each t: ‖z‖², ⟨z, x_t⟩, the mean of z, two images' z and two steps' z against bounds, and ‖z‖² of all steps;
-    false alarm below 1e-9 in all. A variance is seen if it is 20 % off at one t, or 1 % at all.
-    """
+    process: Schedule
+    t: Array
+    x_t: Array
+    after: Array
+    output: Array
+    var_output: tuple[Array, ...]
+
+    def mean(self, formula: Formula) -> Array:
+        """A formula of (x_t, output), with each step's batch in place of one image."""
+        return formula(self.process, self.t, self.x_t, self.output)
+
+    def sigma(self, formula: Formula) -> Array:
+        """The root of a formula of (x_t[, var_output])."""
+        return np.sqrt(np.maximum(formula(self.process, self.t, self.x_t, *self.var_output), 0))
+
+    def judge(self, mean: Array, sigma: Array) -> Finding:
+        """What is wrong with these moments."""
+        return _wrong_step(self.after - mean, sigma, self.x_t, self.t)
+
+    def some(self) -> "Chain":
+        """All small t and every eighth of the others: enough to tell mistakes apart."""
+        pick = (self.t <= 40) | (self.t % 8 == 0)
+        t, x_t, after, output = (x[pick] for x in (self.t, self.x_t, self.after, self.output))
+        return Chain(self.process, t, x_t, after, output, tuple(v[pick] for v in self.var_output))
+
+
+def _chain(case: Case) -> Chain:
     seen = _in_order(case)
     s, t = case.process, np.arange(case.c.T, 1, -1)
     keep = s.alpha_bar[t] > 0 if case.c.predicts in ("eps", "mu") else np.ones(len(t), bool)
-    t = t[keep]
-    x_t, after, y = (np.stack(a)[keep] for a in (seen.x[:-1], seen.x[1:], seen.output[:-1]))
+    x_t, after, output = (np.stack(a)[keep] for a in (seen.x[:-1], seen.x[1:], seen.output[:-1]))
     v = (np.stack(seen.var_output[:-1])[keep],) if seen.var_output else ()
+    return Chain(s, t[keep], x_t, after, output, v)
 
-    def of_all(formula: Formula, *inputs: Array) -> Array:
-        """A formula of the checker with its steps' batches in place of single images."""
-        with np.errstate(all="ignore"):
-            return formula(s, t, *inputs)
 
-    sigma = np.sqrt(of_all(variance_formula(case), x_t, *v))
+def transitions(case: Case) -> None:
+    """Every x_{t-1}, t > 1, is μ_θ(x_t, t) + σ_t z with fresh z ~ N(0, I).
+
+    For each t: ‖z‖², ⟨z, x_t⟩, the mean of z, two images' z and two steps' z against bounds, and ‖z‖² and ⟨z, x_t⟩ of
+    all steps; false alarm below 1e-9 in all. A variance is seen if it is 20 % off at one t, or 1 % at all.
+    """
+    chain = _chain(case)
+    sigma = chain.sigma(variance_formula(case))
     wrong: Finding = False
     for formula in _allowed_means(case):
-        wrong = _wrong_step(case, after - of_all(formula, x_t, y), sigma, x_t, t)
+        wrong = chain.judge(chain.mean(formula), sigma)
         if not wrong:
             return
     assert wrong
-    mean = of_all(mean_formula(case, clip=case.c.clip), x_t, y)
-    tries: list[tuple[str, Array, Array]] = []
-    other = "x̂_0 is not clipped" if case.c.clip else "x̂_0 is clipped: declare clip=True if that is meant"
-    tries.append((other, of_all(mean_formula(case, clip=not case.c.clip), x_t, y), sigma))
-    for text, f in variance_mistakes(case).items():
-        tries.append((text, mean, np.sqrt(np.maximum(of_all(f, x_t, *v), 0))))
-    tries.append(("σ_t² where σ_t is meant", mean, sigma**2))
-    tries.append(("σ_t = β^¼: the root of the variance is taken twice", mean, np.sqrt(sigma)))
-    for text, f in mean_mistakes(case).items():
-        tries.append((text, of_all(f, x_t, y), sigma))
     diagnosis = wrong[3]
-    if np.allclose(after, mean, atol=1e-4 * float(sigma.max())):
+    if np.allclose(chain.after, chain.mean(mean_formula(case, clip=case.c.clip)), atol=1e-4 * float(sigma.max())):
         diagnosis = "no noise is added"
     if not diagnosis or wrong[0] is None:
-        likeliest = np.inf
-        for text, m, sd in tries:
-            if np.isfinite(m).all() and (sd > 0).all() and not _wrong_step(case, after - m, sd, x_t, t):
-                deviance = float((((after - m) / sd) ** 2 + 2 * np.log(sd)).sum())
-                likeliest, diagnosis = min((likeliest, diagnosis), (deviance, text), key=lambda pair: pair[0])
+        diagnosis = _likeliest(case, chain.some()) or diagnosis
     raise Broken(wrong[1], wrong[2], diagnosis, t=wrong[0])
+
+
+def _likeliest(case: Case, chain: Chain) -> str:
+    """Of the known mistakes that the chain does not contradict, the one of the highest likelihood."""
+    right, var = mean_formula(case, clip=case.c.clip), variance_formula(case)
+    mean, sigma = chain.mean(right), chain.sigma(var)
+    other = "x̂_0 is not clipped" if case.c.clip else "x̂_0 is clipped: declare clip=True if that is meant"
+    means = {other: mean_formula(case, clip=not case.c.clip)} | mean_mistakes(case)
+    tries = [(text, chain.mean(f), sigma) for text, f in means.items()]
+    tries += [(text, mean, chain.sigma(f)) for text, f in variance_mistakes(case).items()]
+    tries += [("σ_t² where σ_t is meant", mean, sigma**2)]
+    tries += [("σ_t = β^¼: the root of the variance is taken twice", mean, np.sqrt(sigma))]
+    best, words = np.inf, ""
+    for text, m, sd in tries:
+        deviance = float((((chain.after - m) / sd) ** 2 + 2 * np.log(sd)).sum())
+        if deviance < best and not chain.judge(m, sd):
+            best, words = deviance, text
+    return words
 
 
 def _allowed_means(case: Case) -> list[Formula]:
