@@ -12,7 +12,13 @@ from zoo import Animal
 
 from ddpm_ref.cli import main
 from ddpm_ref.conformance import FUNCTIONS, PROPERTIES, AdapterError, Report, check, load_adapter
-from ddpm_ref.conformance.chance import chi_square_bounds, distribution_bound, normal_bound, normal_distance
+from ddpm_ref.conformance.chance import (
+    chi_square_bounds,
+    distribution_bound,
+    largest_is_likely,
+    normal_bound,
+    normal_distance,
+)
 from ddpm_ref.conformance.tolerance import process_of, tolerance
 
 OURS = Path(__file__).parents[1] / "examples" / "adapters" / "ours.py"
@@ -102,6 +108,32 @@ def test_our_own_library_holds_everywhere_and_offers_everything(conventions: dic
     assert_all_hold(check(adapter))
 
 
+def test_of_large_images_only_some_steps_are_tried() -> None:
+    report = check(Animal(shape=(3, 256, 256)), only=["q-sample", "posterior-mean", "rows"])
+    assert_all_hold(report)
+
+
+def test_losses_may_come_per_element_and_per_image() -> None:
+    for reduction in ("mean", "sum", "total"):
+        animal = Animal(loss_reduction=reduction)
+        animal.loss = lambda x_0, t, eps, y: (eps - y) ** 2  # type: ignore[method-assign]
+        assert_all_hold(check(animal, only=["loss"]))
+    animal = Animal(loss_reduction="total", var="learned_log", loss_weight="bound")
+    assert [r.status for r in check(animal, only=["loss", "loss-weights"])] == ["not offered"] * 2
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_where_betas_are_not_offered_alpha_bar_speaks_for_them(schedule: str) -> None:
+    class Half(Animal):
+        betas = None
+
+    animal = Half(schedule=schedule)
+    animal.conventions["schedule"] = "linear"
+    results = {r.id: r.status for r in check(animal, only=WITHOUT_LOOP)}
+    wrong = {id for id, status in results.items() if status == "broken"}
+    assert wrong == (set() if schedule == "linear" else {"alpha-bar"})
+
+
 # --- tolerances and bounds -------------------------------------------------------------------------------------------
 
 
@@ -119,6 +151,9 @@ def test_the_bounds_hold_for_normals_and_are_not_far_from_them() -> None:
     outside = ((z**2).sum(axis=1) < low) | ((z**2).sum(axis=1) > high)
     assert outside.mean() < 1e-2 and 15 < low < 35 and 70 < high < 110
     assert (np.abs(z) > normal_bound(1e-3)).mean() < 1e-3
+    largest = np.abs(z[:1000]).max(axis=1)
+    likely = np.array([largest_is_likely(m, 50, 1e-2) for m in largest])
+    assert (~likely).mean() < 2.5e-2 and not largest_is_likely(1.0, 50, 1e-3) and not largest_is_likely(6.0, 50, 1e-6)
     assert normal_distance(z[:20]) < distribution_bound(1000, 1e-9)
     assert normal_distance(z[:20] * 1.3) > distribution_bound(1000, 0.1) > normal_distance(z[:20])
 

@@ -3,6 +3,29 @@
 import numpy as np
 from zoo_changes import Mistake, closed_ends, early_decoding, forget, method, stop_early, turned_kl
 
+
+def upwards(a, old, model, n):
+    x = a.normal((n, 3, 4, 4))
+    for step in range(1, 1001):
+        t = np.full(n, step)
+        x = a.reverse_step(x, t, model(x, t), a.normal(x.shape))
+    return x
+
+
+def once_more(a, old, model, n):
+    x = old(model, n)
+    model(x, np.zeros(n, int))
+    return x
+
+
+def negative_at_first(t, mean, var):
+    return mean, np.where((t == 1).reshape(-1, 1, 1, 1), -1, var)
+
+
+def every_second(a, old, model, n):
+    return old(lambda x, t: model(x, t - 1) if t[0] % 2 == 0 else x, n)
+
+
 AROUND_IT = (
     # --- the loop
     Mistake(
@@ -156,5 +179,102 @@ AROUND_IT = (
         ("interpolation-mix",),
         "swapped",
         500,
+    ),
+    # --- more of the loop
+    Mistake(
+        "the loop runs upwards",
+        method("sample", upwards),
+        ("sample-visits", "sample-steps", "sample-last"),
+        "runs upwards",
+    ),
+    Mistake("the loop goes on below t = 1", method("sample", once_more), ("sample-visits",), "goes on after t = 1"),
+    Mistake("every second step", method("sample", every_second), ("sample-visits",), "takes 500 steps", 1000),
+    Mistake(
+        "t between 0 and 1",
+        method("sample", lambda a, old, m, n: old(lambda x, t: m(x, t / 1000), n)),
+        ("sample-visits",),
+        "scaled before it reaches",
+    ),
+    Mistake(
+        "one image's t differs",
+        method("sample", lambda a, old, m, n: old(lambda x, t: m(x, np.append(t[1:], 1)), n)),
+        ("sample-visits",),
+        "different t",
+        1000,
+    ),
+    Mistake(
+        "x_T uniform",
+        method(
+            "sample",
+            lambda a, old, m, n: a.run(m, a.float(3**0.5) * a.rng.uniform(-1, 1, (n, 3, 4, 4)).astype(a.float), 1000),
+        ),
+        ("sample-start",),
+        "tails are not those",
+        1000,
+    ),
+    Mistake(
+        "x_T off zero",
+        method("sample", lambda a, old, m, n: a.run(m, a.normal((n, 3, 4, 4)) + a.float(0.2), 1000)),
+        ("sample-start",),
+        "the mean of x_T",
+        1000,
+    ),
+    Mistake(
+        "noise with a mean",
+        method("reverse_step", lambda a, old, x, t, y, z: old(x, t, y, z + a.float(0.25) * (np.abs(z).max() > 0))),
+        ("sample-steps",),
+        "noise has a mean",
+        1000,
+    ),
+    Mistake(
+        "images in [0, 1] returned",
+        method("sample", lambda a, old, m, n: (old(m, n) + 1) / 2),
+        ("sample-last",),
+        "rescaled to [0, 1]",
+        1,
+    ),
+    Mistake("NaN at the end", method("sample", lambda a, old, m, n: old(m, n) * np.nan), ("sample-last",), "", 1),
+    # --- more of the rest
+    Mistake("an average that stays", method("ema", lambda a, old, x, v, d, k: x), ("ema",), "does not move"),
+    Mistake("an average that is added", method("ema", lambda a, old, x, v, d, k: d * x + v), ("ema",), "added whole"),
+    Mistake(
+        "a warm-up the wrong way round",
+        method("ema", lambda a, old, x, v, d, k: x + a.float(1 - d / k) * (v - x)),
+        ("ema",),
+        "at step 2",
+        None,
+        {"ema_warmup": True},
+    ),
+    Mistake("an infinite loss", method("loss", lambda a, old, *x: np.inf), ("loss",), "", 1),
+    Mistake(
+        "infinite weights",
+        method("loss_weights", lambda a, old: np.where(np.arange(1000) == 4, np.inf, old())),
+        ("loss-weights",),
+        "",
+        5,
+    ),
+    Mistake(
+        "NaN from the decoder", method("decoder", lambda a, old, *x: old(*x) * np.nan), ("decoder", "decoder-sum"), ""
+    ),
+    Mistake(
+        "NaN from the bound",
+        method("bound_term", lambda a, old, *x: np.where(x[2] == 9, np.nan, old(*x))),
+        ("bound-term",),
+        "",
+        9,
+    ),
+    Mistake(
+        "noise of another size in the mix",
+        lambda a: a.c.update(interpolation_noise="shared"),
+        ("interpolation-mix",),
+        'interpolation_noise="shared"',
+        500,
+    ),
+    Mistake(
+        "a negative first variance",
+        method("p_mean_var", lambda a, old, x, t, y, *v: negative_at_first(t, *old(x, t, y, *v))),
+        ("reverse-var", "bound-last"),
+        "",
+        1,
     ),
 )
