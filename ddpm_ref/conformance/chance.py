@@ -30,7 +30,7 @@ def distribution_bound(n: int, probability: float) -> float:
 
 
 def largest_is_likely(largest: float, n: int, probability: float) -> bool:
-    """Whether the largest |z| of n standard normals may be this: P(all ≤ m) = erf(m/√2)^n, P(any > m) ≤ n erfc(m/√2)."""
+    """Whether the largest |z| of n normals may be this: P(all ≤ m) = erf(m/√2)^n, P(any > m) ≤ n erfc(m/√2)."""
     inside, outside = math.erf(largest / math.sqrt(2)), math.erfc(largest / math.sqrt(2))
     return inside > 0 and n * math.log(inside) >= math.log(probability) and n * outside >= probability
 

@@ -184,13 +184,13 @@ def _wrong_step(residual: Array, sigma: Array, x_t: Array, t: Array) -> Finding:
         ),
         (lag > loose, "noise like the step before's", "fresh noise", "noise is used again"),
         (~((low <= square) & (square <= high)), _rms, _rms, ""),
+        (np.abs(flat.sum(axis=1)) > limit * np.sqrt(k), "noise with a mean", "mean 0", "the noise has a mean"),
         (
             np.abs(_each_along(flat, x_t.reshape(n, k))) > limit,
             "a mean that is off in proportion to x_t",
             "μ_θ(x_t, t)",
             "",
         ),
-        (np.abs(flat.sum(axis=1)) > limit * np.sqrt(k), "noise with a mean", "mean 0", "the noise has a mean"),
     ):
         if bad.any():
             i = int(np.flatnonzero(bad)[np.argmin(t[bad])])
