@@ -18,7 +18,7 @@ from ddpm_ref.checks import Array
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.schedule import SCHEDULES
 
-COMMANDS = ("demo", "train", "sample", "evaluate", "info")
+COMMANDS = ("demo", "train", "sample", "evaluate", "info", "check")
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,7 @@ HELP = {
     "sample": ["checkpoint", "--count", "--weights", "--seed", "--draw-batch", "samples.png"],
     "evaluate": ["checkpoint", "Fréchet", "held out", "Exits with 1"],
     "info": ["checkpoint", "folder"],
+    "check": ["ADAPTER", "--list", "--json", "--only", "examples:", "Exits with 0"],
 }
 
 

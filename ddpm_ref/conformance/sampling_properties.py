@@ -276,12 +276,13 @@ def transitions(case: Case) -> None:
         if not wrong:
             return
     assert wrong
-    diagnosis = wrong[3]
+    t, got, wanted, words = wrong
     if np.allclose(chain.after, chain.mean(mean_formula(case, clip=case.c.clip)), atol=1e-4 * float(sigma.max())):
-        diagnosis = "no noise is added"
-    if not diagnosis or wrong[0] is None:
-        diagnosis = _likeliest(case, chain.some()) or diagnosis
-    raise Broken(wrong[1], wrong[2], diagnosis, t=wrong[0])
+        raise Broken(got, wanted, "no noise is added", t=t)
+    # Moments that fit explain likeness between steps or images as well; where none fit, that is what is wrong.
+    if mistake := _likeliest(case, chain.some()):
+        got, wanted = ("other moments", "μ_θ(x_t, t) and σ_t²") if "noise" in words else (got, wanted)
+    raise Broken(got, wanted, mistake or words, t=t)
 
 
 def _likeliest(case: Case, chain: Chain) -> str:
