@@ -143,7 +143,7 @@ def to_numpy(name: str, value: Any) -> Array:
         value = value.detach().cpu()
         value = value.double() if hasattr(value, "double") else value
     try:
-        return np.array(value, dtype=np.float64)
+        return np.asarray(value, dtype=np.float64).copy()  # np.array() of a torch tensor warns: no copy keyword
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{name} gave {type(value).__name__}, wanted an array of numbers ({error})") from None
 
