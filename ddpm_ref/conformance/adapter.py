@@ -107,16 +107,21 @@ class Adapter:
             raise AdapterError(f"{name} gave shape {result.shape}, wanted {shape}{hint}")
         return _finite(name, result) if finite else result
 
-    def mean_var(self, name: str, shape: tuple[int, ...], *args: Any) -> tuple[Array, Array]:
-        """Its (mean, var), both of this shape: var may come as one number, (N,), (N, 1, …) or full."""
+    def mean_or_var(self, name: str, shape: tuple[int, ...], pick: int, *args: Any) -> Array:
+        """Its mean (pick 0) or var (1), of this shape: var may come as one number, (N,), (N, 1, …) or full.
+
+        Only the one that is picked is looked at: a NaN in the mean says nothing of the variance.
+        """
         result = self(name, *args)
         if not isinstance(result, (tuple, list)) or len(result) < 2:
             raise AdapterError(f"{name} gave {type(result).__name__}, wanted (mean, var)")
-        mean, var = self.read(name, result[0], shape), to_numpy(name, result[1])
+        if pick == 0:
+            return self.read(name, result[0], shape)
+        var = to_numpy(name, result[1])
         if var.ndim == 1 and len(var) == shape[0]:
             var = var.reshape(-1, *[1] * (len(shape) - 1))
         try:
-            return mean, _finite(name, np.broadcast_to(var, shape))
+            return _finite(name, np.broadcast_to(var, shape))
         except ValueError:
             raise AdapterError(
                 f"{name} gave a var of shape {var.shape}, wanted {shape} or (N,) or one number"

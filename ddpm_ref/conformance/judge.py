@@ -148,7 +148,7 @@ class Case:
                 if pick is None:
                     parts.append(self.adapter.array(name, shape, *args))
                 else:
-                    parts.append(self.adapter.mean_var(name, shape, *args)[pick])
+                    parts.append(self.adapter.mean_or_var(name, shape, pick, *args))
             except NotFinite as bad:
                 step = int(t[begin + bad.index[0]])
                 raise Broken(bad.value, "a finite number", "", t=step) from None

@@ -140,12 +140,12 @@ def reverse_variance(case: Case) -> None:
     v = variance_output(case, d.t)
     got = case.ask("p_mean_var", d.t, d.x_t, None, d.output, *v, pick=1)
     first, rest = d.t == 1, d.t > 1
-    if (got[first] < 0).any():
-        raise Broken(float(got[first].min()), "a variance, not negative", t=1)
     inputs = (d.x_t[rest], *(x[rest] for x in v))
     formula, wrong = variance_formula(case), variance_mistakes(case)
     slack = by_logarithm(case, formula(case.process, d.t[rest], *inputs))
     case.judge(got[rest], formula, d.t[rest], *inputs, mistakes=wrong, slack=slack)
+    if (got[first] < 0).any():
+        raise Broken(float(got[first].min()), "a variance, not negative", t=1)
 
 
 def by_logarithm(case: Case, var: Array) -> Array:
