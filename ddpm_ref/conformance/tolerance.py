@@ -40,17 +40,18 @@ def process_of(beta: Array, alpha: Array | None = None, alpha_bar: Array | None 
 def perturbed(s: Schedule, eps: float) -> Iterator[Schedule]:
     """The process with each table off by its worst rounding in turn, ᾱ_t and ᾱ_{t-1} apart.
 
-    β_t: ε absolute (it may be held as 1 - α_t or 1 - ᾱ_t/ᾱ_{t-1})      α_t: ε
-    ᾱ_t: (t+1) ε relative (t factors, each rounded, and their products), so 1 - ᾱ_t by (t+1) ε ᾱ_t absolute;
-         and by the smallest normal number, below which digits are lost
+    β_t, α_t: ε absolute (each may be held as 1 minus the other, β_t also as 1 - ᾱ_t/ᾱ_{t-1})
+    ᾱ_t: Σ_{s≤t} ε max(1, β_s/α_s) + ε relative (t factors, each rounded, and their products): (t+1) ε unless some
+         β_s is near 1; so 1 - ᾱ_t by that times ᾱ_t absolute; and by the smallest normal number, below which digits
+         are lost
     """
     beta, alpha, abar = s.beta[1:], s.alpha[1:], s.alpha_bar[1:]
-    drift = (np.arange(1, s.T + 1) + 1) * eps
+    drift = np.minimum(np.cumsum(eps * np.maximum(1, beta / np.maximum(alpha, eps))) + eps, 1)
     least = float(np.finfo(np.float32 if eps > 1e-10 else np.float64).tiny)
     low = np.maximum(abar * (1 - drift) - least, abar / 1000)  # not 0: where ᾱ_t = 0, ε says nothing
     odd = np.arange(s.T) % 2 == 0
     yield process_of(beta + eps * np.maximum(beta, 1 - beta), alpha, abar)
-    yield process_of(beta, alpha * (1 - eps), abar)
+    yield process_of(beta, np.maximum(alpha - eps * np.maximum(alpha, beta), 0), abar)
     # Downwards: upwards 1 - ᾱ_1 might become negative.
     yield process_of(beta, alpha, np.where(odd, low, abar))
     yield process_of(beta, alpha, np.where(odd, abar, low))
