@@ -316,6 +316,7 @@ def last_of_loop(case: Case) -> None:
     t = np.ones(n, dtype=int)
     wanted, tol = case.tolerance(mean_formula(case, clip=case.c.clip), t, x, y)
     tol = tol + case.tolerance(mean_formula(case, form="Eq. 7"), t, x, y)[1] + CLAMPED_NOISE
+    tol = tol + 4 * case.eps * np.abs(case.c.data_range).max()  # mapped to [0, 1] and, in the adapter, back
     for formula in _allowed_means(case):
         mean = formula(s, t, x, y)
         for right in (mean, np.clip(mean, *case.c.data_range)):
