@@ -18,6 +18,8 @@ from ddpm_ref.schedule import Schedule
 
 # Below this probability implementations clamp (1e-12 in the released code), and Φ differences lose their digits.
 SMALLEST = 1e-10
+FLOOR = 40.0  # no clamp is below e^-40 (1e-12 in the released code, 1e-15 elsewhere)
+DEEPEST = -1e30  # in place of the -∞ of a σ that clamps make as small as 1e-10
 
 
 def unit(case: Case) -> float:
@@ -262,15 +264,16 @@ def last_term(case: Case) -> None:
     answers: dict[str, float] = {}
     for text, sigma2 in _first_variances(case, d, v).items():
         log_p, slack = log_probability(case, d.x_0, mean, sigma2)
-        if np.isinf(slack).mean() > 0.1:
-            continue  # so far from x_0 that implementations clamp
-        moved = np.maximum(*(np.abs(log_probability(case, d.x_0, mean + w * off, sigma2)[0] - log_p) for w in (-1, 1)))
-        tol = float((2 * moved + np.minimum(slack, 1e-3 * np.abs(log_p) + 0.01)).mean()) + 64 * case.eps
+        log_p = np.maximum(log_p, DEEPEST)
+        edges = (log_probability(case, d.x_0, mean + w * off, sigma2)[0] for w in (-1, 1))
+        moved = np.maximum(*(np.abs(np.maximum(edge, -FLOOR) - np.maximum(log_p, -FLOOR)) for edge in edges))
+        lost = log_p < math.log(SMALLEST)  # to rounding, or to a clamp, or exact after all
+        tol = np.where(lost, 0, 2 * moved + np.minimum(slack, 1e-3 * np.abs(log_p) + 0.01)).mean() + 64 * case.eps
         answers[text] = wanted = float(-log_p.mean())
-        if abs(got[0] / unit(case) - wanted) <= tol:
+        least, most = (np.where(lost, nats, -log_p).mean() for nats in (-math.log(SMALLEST), FLOOR))
+        exact = abs(got[0] / unit(case) - wanted) <= tol + 0.01 * np.where(lost, -log_p, 0).mean()
+        if exact or least - tol <= got[0] / unit(case) <= most + tol:
             return
-    if not answers:
-        raise NotOffered("their mean at t = 1 is so far from x_0 that every probability would be clamped")
     text, wanted = next(iter(answers.items()))
     words = ""
     for what, factor in (
