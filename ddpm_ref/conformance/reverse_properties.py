@@ -187,13 +187,15 @@ def clipping(case: Case) -> None:
     side = case.rng(3).choice([-1.0, 1.0], d.x_t.shape)
     name = "p_mean_var" if "p_mean_var" in case.adapter else "reverse_step"
 
-    def means(x_0_hat: Array) -> Array:
-        output = case.rounded(output_from_x_0(case.process, d.x_t, d.t, x_0_hat, case.c.predicts))
-        return ask_mean(case, name, Draws(d.t, d.x_0, d.eps, d.x_t, output))
+    def saying(factor: float) -> Array:
+        x_0_hat = middle + side * half * factor
+        return case.rounded(output_from_x_0(case.process, d.x_t, d.t, x_0_hat, case.c.predicts))
 
-    inside, end, beyond = (means(middle + side * half * factor) for factor in (0.7, 1.0, 1.6))
+    outputs = [saying(factor) for factor in (0.7, 1.0, 1.6)]
+    inside, end, beyond = (ask_mean(case, name, Draws(d.t, d.x_0, d.eps, d.x_t, y)) for y in outputs)
     slope = (end - inside) / 0.3  # of the mean, from the middle to the end of data_range
-    free, tol = end + 0.6 * slope, 4 * case.tolerance(mean_formula(case, form="Eq. 7"), d.t, d.x_t, d.output)[1]
+    # At t = 1 an output that leads so far from x_t is large, and rounding may leave x̂_0 short of the end.
+    free, tol = end + 0.6 * slope, 4 * case.tolerance(mean_formula(case, form="Eq. 7"), d.t, d.x_t, outputs[2])[1]
     tol = tol + 16 * case.eps * sum(np.abs(x) for x in (inside, end, beyond, d.x_t))
     to_one = end + slope * side * (np.clip(middle + 1.6 * half * side, -1, 1) - middle - side * half) / half
     wanted = end if case.c.clip else free
