@@ -256,6 +256,9 @@ class Chain:
 def _chain(case: Case) -> Chain:
     seen = _in_order(case)
     s, t = case.process, np.arange(case.c.T, 1, -1)
+    for step, x in zip(t, seen.x[1:], strict=True):  # in the loop's order: after it all is lost
+        if not np.isfinite(x).all():
+            raise Broken("NaN or infinity", "finite numbers", "the loop's first", t=int(step))
     keep = s.alpha_bar[t] > 0 if case.c.predicts in ("eps", "mu") else np.ones(len(t), bool)
     x_t, after, output = (np.stack(a)[keep] for a in (seen.x[:-1], seen.x[1:], seen.output[:-1]))
     v = (np.stack(seen.var_output[:-1])[keep],) if seen.var_output else ()
@@ -313,6 +316,8 @@ def last_of_loop(case: Case) -> None:
     """The loop returns μ_θ(x_1, 1) without noise; clipping it to data_range at the very end is allowed."""
     seen = _in_order(case)
     s, x, y, n = case.process, seen.x[-1], seen.output[-1], seen.n
+    if not np.isfinite(x).all():
+        raise NotOffered("x_1 is not finite: see the steps before")
     t = np.ones(n, dtype=int)
     wanted, tol = case.tolerance(mean_formula(case, clip=case.c.clip), t, x, y)
     tol = tol + case.tolerance(mean_formula(case, form="Eq. 7"), t, x, y)[1] + CLAMPED_NOISE
