@@ -17,7 +17,7 @@ from ddpm_ref import Backend, UNet, UNetConfig, batch_mean, generate_steps, simp
 from ddpm_ref.checks import Array
 
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-few = settings(max_examples=max(15, settings.default.max_examples // 2))  # of each of the many calls
+few = settings(max_examples=max(5, settings.default.max_examples // 2))  # of each of the many calls
 
 
 def in_chunks(n: int, seed: int) -> list[Array]:
