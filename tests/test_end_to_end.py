@@ -226,6 +226,21 @@ def test_the_samples_covariance_approaches_the_truth(trained: Trained, drawn: Dr
     assert distance(covariance(drawn.oracle), chain.cov) < by_chance
 
 
+def test_the_samples_vary_along_the_axes_of_the_truth_as_much_as_it_does(trained: Trained, drawn: Drawn) -> None:
+    """The mean over all axes of sample variance / λ, on which narrow axes weigh as much as wide ones.
+
+    Of exact draws it is χ² of D (N - 1) degrees over their number. [1.00 to 1.04 times the oracle's own samples'.]
+    """
+    chain = trained.oracle.p_marginals(z_at_1=False)[0]
+    net, best = (
+        float((chain.along_axes(x).var(axis=0, ddof=1) / chain.variances).mean()) for x in (drawn.net, drawn.oracle)
+    )
+    freedom = chain.D * (SAMPLES - 1)
+    low, high = stats.chi2.ppf(CHANCE, freedom) / freedom, stats.chi2.isf(CHANCE, freedom) / freedom
+    assert 0.85 < low < best < high < 1.17
+    assert low - 0.1 < net < high + 0.1
+
+
 def test_the_samples_mean_approaches_the_truth(trained: Trained, drawn: Drawn) -> None:
     """m runs from -0.3 to 0.3. [At most 0.036 from the oracle's own samples, 2.4 standard errors from the truth.]"""
     chain = trained.oracle.p_marginals(z_at_1=False)[0]
