@@ -7,8 +7,8 @@ preset, with attention, down- and up-sampling and the embedding of t, on images 
 `--seed` changes everything random here: initial parameters, data, every draw of training, sampling and evaluation.
 What chance may do is bounded so that all of it together fails a right program less than once in 1e9 runs.
 
-In brackets: what seeds 1 to 5 measured. After 200 steps of training instead of 1000 (seed 1) every bound is broken: the
-excess is 0.034 to 0.046, the loss of the first quarter 7 % above the irreducible one, and samples run away.
+In brackets: what seeds 1 to 5 and 11 to 13 measured. After 200 steps of training instead of 1000 (seed 1) every bound is
+broken: the excess is 0.034 to 0.046, the loss of the first quarter 7 % above the irreducible one, and samples run away.
 """
 
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def trained(seed: int) -> Trained:
     settings = TrainSettings(batch=64, seed=seed, adam=AdamSettings(lr=3e-3, warmup=50, ema=0.99))
     trainer = Trainer(UNet(preset("digits")), known.schedule, GaussianImages(known, seed), settings)
     with threadpool_limits(1):  # a second thread gains little in so small a network, and loses much on busy cores
-        fresh = evaluate(trainer, known, "raw", 256)
+        fresh = evaluate(trainer, known, "raw", 2048)
         for _ in range(STEPS):
             trainer.step()
         return Trained(known, trainer, fresh, evaluate(trainer, known, "ema", QUARTER))
@@ -144,7 +144,7 @@ def test_the_trained_network_is_near_the_best_predictor_in_every_quarter_of_t(tr
 
 
 def test_its_loss_is_within_5_percent_of_the_irreducible_one_in_the_first_quarter(trained: Trained) -> None:
-    """[0.6 to 1.3 % above; chance alone moves it by 0.3 %.] A fresh network's is twice the irreducible one."""
+    """[0.4 to 1.3 % above; chance alone moves it by 0.3 %.] A fresh network's is twice the irreducible one."""
     first = trained.quarters[0]
     assert first.loss.mean() < 1.05 * first.irreducible, (first.loss.mean(), first.irreducible)
     assert trained.fresh[0].loss.mean() > 1.5 * first.irreducible
@@ -219,7 +219,7 @@ def test_the_samples_covariance_approaches_the_truth(trained: Trained, drawn: Dr
     cov = covariance(drawn.net) - covariance(drawn.oracle) + chain.cov
     independent = distance(np.diag(np.diag(S)), S)
     assert distance(cov, S) < independent / 4, distance(cov, S)
-    # The same from the network's samples alone [0.14 to 0.17].
+    # The same from the network's samples alone [0.13 to 0.19].
     by_chance = distance_by_chance(chain.variances)
     assert by_chance + independent / 4 < independent
     assert distance(covariance(drawn.net), chain.cov) < by_chance + independent / 4
