@@ -7,8 +7,9 @@ preset, with attention, down- and up-sampling and the embedding of t, on images 
 `--seed` changes everything random here: initial parameters, data, every draw of training, sampling and evaluation.
 What chance may do is bounded so that all of it together fails a right program less than once in 1e9 runs.
 
-In brackets: what seeds 1 to 5 and 11 to 13 measured. After 200 steps of training instead of 1000 (seed 1) every bound is
-broken: the excess is 0.034 to 0.046, the loss of the first quarter 7 % above the irreducible one, and samples run away.
+In brackets: what seeds 1 to 5 and 11 to 13 measured. After 200 steps of training instead of 1000 (seed 1) every bound
+is broken: the excess is 0.034 to 0.046, the loss of the first quarter 7 % above the irreducible one, and samples run
+away.
 """
 
 from dataclasses import dataclass
