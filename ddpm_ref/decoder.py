@@ -49,11 +49,11 @@ def _wide_bin(a: Array, b: Array) -> tuple[Array, Array, Array]:
     φ, Φ: the standard normal's density and distribution function.
     """
     # Φ is kept in its lower tail, where differences do not cancel: a bin above the mean is mirrored below it.
-    flip = a + b > 0
+    flip = a + b > 0  # so lo < 0, and |hi| <= |lo|
     lo, hi = np.where(flip, -b, a), np.where(flip, -a, b)
     # Everything is measured in units of e^{-hi²/2} if hi < 0 (the far tail), of 1 if the bin holds the mean.
     scale = np.minimum(hi, 0) ** 2 / 2
-    tail_lo = 0.5 * erfcx(-np.minimum(lo, 0) / np.sqrt(2)) * _exp(scale - lo * lo / 2)
+    tail_lo = 0.5 * erfcx(-lo / np.sqrt(2)) * _exp(scale - lo * lo / 2)
     tail_hi = 0.5 * erfcx(np.abs(hi) / np.sqrt(2)) * _exp(scale - hi * hi / 2)
     P = np.where(hi > 0, 1 - tail_hi, tail_hi) - tail_lo
     density_a, density_b = (_exp(scale - edge * edge / 2) / (np.sqrt(2 * np.pi) * P) for edge in (a, b))

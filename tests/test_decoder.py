@@ -255,6 +255,30 @@ def test_log_normal_cdf_far_out_follows_mills_ratio() -> None:
         assert log_normal_cdf(x) == 0
 
 
+def test_float32_data_means_and_variances_are_computed_in_float64() -> None:
+    rng = np.random.default_rng(0)
+    x_0 = grid(256)[rng.integers(0, 256, 50)].astype(np.float32)
+    mean, var = (x_0 + 0.01 * rng.standard_normal(50)).astype(np.float32), rng.uniform(1e-5, 0.1, 50).astype(np.float32)
+    results = []
+    for dtype in (np.float32, np.float64):
+        value, backward = discretized_gaussian_log_likelihood(*(a.astype(dtype) for a in (x_0, mean, var)), 256)
+        results.append([value, *backward(np.ones(50))])
+    np.testing.assert_array_equal(*results)
+
+
+def test_probabilities_that_underflow_on_the_way_raise_nothing() -> None:
+    with np.errstate(all="raise"):
+        value, _ = discretized_gaussian_log_likelihood(grid(17), np.full(17, 0.3), np.array(1e-6), 17)
+    assert np.isfinite(value).all() and value.min() < -1e5
+
+
+@pytest.mark.parametrize("name", ["x_0", "mean"])
+def test_grey_levels_that_were_not_scaled_are_refused(name: str) -> None:
+    arguments = {"x_0": np.zeros(2), "mean": np.zeros(2)} | {name: np.zeros(2, np.uint8)}
+    with pytest.raises(ValueError, match=f"{name}: wanted a floating array"):
+        discretized_gaussian_log_likelihood(**arguments, var=np.ones(2), levels=17)
+
+
 @pytest.mark.parametrize("var", [0.0, -1.0])
 def test_a_variance_that_is_none_is_refused(var):
     with pytest.raises(ValueError, match="var: wanted variances > 0"):

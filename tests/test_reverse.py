@@ -95,6 +95,24 @@ def test_p_mean_var_has_one_mean_for_outputs_that_say_the_same(case: Case) -> No
         np.testing.assert_array_equal(step.var, expected)
 
 
+@given(noised())
+def test_a_predicted_eps_goes_through_eq_11_itself_and_a_predicted_mean_is_the_mean(case: Case) -> None:
+    schedule, x_t, t, output = case
+    eps, mu = (p_mean_var(schedule, x_t, t, output, predicts=predicts).mean for predicts in ("eps", "mu"))
+    np.testing.assert_array_equal(eps, p_mean(schedule, x_t, t, output))
+    np.testing.assert_array_equal(mu, output)
+
+
+@given(noised())
+def test_what_a_network_predicts_is_eps_unless_told(case: Case) -> None:
+    schedule, x_t, t, output = case
+    for function in (output_to_x_0, output_from_x_0):
+        np.testing.assert_array_equal(
+            function(schedule, x_t, t, output), function(schedule, x_t, t, output, predicts="eps")
+        )
+    np.testing.assert_array_equal(mean_slope(schedule, t), mean_slope(schedule, t, "eps"))
+
+
 @every_parametrisation
 @given(case=noised())
 def test_clip_clips_x_0_and_takes_eq_7_at_it(predicts: str, case: Case) -> None:
@@ -245,6 +263,7 @@ def test_every_result_keeps_the_dtype(predicts: str, dtype: Any, var: Any, clip:
         *p_sample(LINEAR, x, 500, wide, z, temperature=0.5, **kind),
         sample(LINEAR, lambda x_t, t: wide, x, lambda t: z, **kind),
     ]
+    found += p_sample(LINEAR, x, 500, wide, z.astype(np.float64), **kind)  # whatever z's is
     assert {a.dtype for a in found} == {np.dtype(dtype)}
 
 
@@ -271,6 +290,11 @@ def test_bad_steps_shapes_and_dtypes_are_errors(call: Callable[..., Any]) -> Non
         call(x, 1, np.zeros((3, 1)))
     with pytest.raises(ValueError, match="x_t: wanted a floating array"):
         call(x.astype(int), 1, x)
+
+
+def test_x_0_as_its_own_target_must_have_the_shape_of_x_t() -> None:
+    with pytest.raises(ValueError, match=r"x_0: wanted the shape of x_t, \(3, 2\), got \(3, 1\)"):
+        output_from_x_0(LINEAR, np.zeros((3, 2)), 1, np.zeros((3, 1)), "x_0")
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,14 @@ def test_a_field_of_the_configuration_out_of_range_is_an_error_that_names_it(nam
             UNetConfig(**{name: value})
 
 
+def test_the_first_convolutions_width_must_be_divisible_by_the_groups_too() -> None:
+    with pytest.raises(ValueError, match=r"groups: wanted a divisor of every width \[16, 32\], got 32"):
+        UNetConfig(base=16, mult=(2,), attention_levels=(), groups=32)
+
+
 def test_a_preset_takes_changes_and_an_unknown_one_lists_those_there_are() -> None:
     assert preset("cifar10") == UNetConfig() == PRESETS["cifar10"]
-    assert preset("cifar10", dropout=0.0, mult=[1, 2]) == UNetConfig(dropout=0.0, mult=(1, 2))
+    changes = dict(dropout=0.0, mult=[1, 2], attention_levels=[0])
+    assert preset("cifar10", **changes) == UNetConfig(dropout=0.0, mult=(1, 2), attention_levels=(0,))
     with pytest.raises(ValueError, match="preset: wanted one of digits, mnist, cifar10, celebahq256, got 'cifar'"):
         preset("cifar")
