@@ -255,6 +255,12 @@ def test_log_normal_cdf_far_out_follows_mills_ratio() -> None:
         assert log_normal_cdf(x) == 0
 
 
+def test_log_phi_and_erfcx_of_float32_are_computed_in_float64() -> None:
+    x = np.linspace(0, 6, 50, dtype=np.float32)
+    for function in (erfcx, log_normal_cdf):
+        np.testing.assert_array_equal(function(x), function(x.astype(np.float64)))
+
+
 def test_float32_data_means_and_variances_are_computed_in_float64() -> None:
     rng = np.random.default_rng(0)
     x_0 = grid(256)[rng.integers(0, 256, 50)].astype(np.float32)
