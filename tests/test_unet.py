@@ -248,6 +248,36 @@ def test_a_second_call_of_backward_is_an_error_and_so_is_one_that_was_declined()
             call(np.ones_like(output))
 
 
+class Strict(Backend):
+    """Every operation sees float32 alone, and its adjoint an array of the shape of its output."""
+
+
+def _strictly(name: str) -> Any:
+    def operation(self: Backend, *args: Any, **settings: Any) -> Any:
+        assert {a.dtype for a in args if isinstance(a, np.ndarray)} == {np.dtype(np.float32)}, name
+        y, backward = getattr(Backend, name)(self, *args, **settings)
+
+        def strict(dy: Array) -> Any:
+            assert dy.shape == y.shape and dy.dtype == y.dtype == np.float32, name
+            return backward(dy)
+
+        return y, strict
+
+    return operation
+
+
+for _name in ("conv3x3", "dense", "group_norm", "attention", "upsample", "dropout"):
+    setattr(Strict, _name, _strictly(_name))
+
+
+def test_a_backend_gets_arrays_of_the_networks_dtype_and_adjoints_of_its_outputs_shape() -> None:
+    net = UNet(ODD)
+    params, x = lively(net, 0, np.float32), images(net, 0, dtype=np.float32)
+    output, backward = net(params, x, 5, Strict(), dropout=masks)
+    dx, grads = backward(np.ones_like(output))
+    assert output.dtype == dx.dtype == grads.vector.dtype == np.float32
+
+
 @pytest.mark.parametrize("adjoint", [True, False])
 def test_adjoints_that_are_declined_are_let_go_as_the_network_runs(adjoint: bool) -> None:
     """What backward would need is most of the memory; `bind` never needs it."""
