@@ -92,6 +92,27 @@ def test_a_preset_has_exactly_the_papers_number_of_parameters(name: str, learned
     assert net.size == size == sum(math.prod(shape) for shape in net.shapes.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "lowest", "attention", "dropout", "size"),
+    [
+        ("digits", (8, 8, 1), 4, {4}, 0.0, 176_849),
+        ("mnist", (32, 32, 1), 8, {8}, 0.0, 1_623_169),
+        ("cifar10", (32, 32, 3), 4, {16}, 0.1, 35_746_307),
+        ("celebahq256", (256, 256, 3), 8, {16}, 0.0, 113_673_219),
+    ],
+)
+def test_a_preset_is_for_the_images_it_says(
+    name: str, images: tuple[int, ...], lowest: int, attention: set[int], dropout: float, size: int
+) -> None:
+    """lowest: the size of the last level.  attention: sizes of the levels that have it (the paper's: 16)."""
+    cfg = PRESETS[name]
+    assert (cfg.image_size, cfg.image_size, cfg.channels) == images
+    assert cfg.image_size / cfg.factor == lowest
+    assert {cfg.image_size / 2**level for level in cfg.attention_levels} == attention
+    assert (cfg.dropout, cfg.learned_variance, cfg.out_channels) == (dropout, False, cfg.channels)
+    assert UNet(cfg).size == size
+
+
 CIFAR10 = {
     "temb": 328_704,
     "conv_in": 3_584,
@@ -133,6 +154,7 @@ def test_every_skip_is_kept_once_and_used_once_last_in_first_out(name: str, skip
     kept: list[int] = []
     for i, piece in enumerate(plan):
         if piece.kind == "push":
+            assert (piece.c_in, piece.c_out) == (0, 0)
             kept.append(plan[i - 1].c_out)
         elif piece.kind == "pop":
             assert piece.c_out == piece.c_in + kept.pop() == plan[i + 1].c_in

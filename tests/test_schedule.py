@@ -77,7 +77,13 @@ def test_a_schedule_keeps_its_own_copy_of_beta() -> None:
     beta = np.array([0.0, 0.5, 1.0])
     schedule = Schedule(beta)
     beta[1] = 0.25
-    assert schedule.beta[1] == 0.5
+    assert schedule.beta[1] == 0.5 and schedule.name == "custom"
+
+
+def test_a_schedule_shows_itself_by_beta_and_name_alone() -> None:
+    fields = dataclasses.fields(Schedule)
+    assert [field.name for field in fields if field.repr] == [field.name for field in fields if field.init]
+    assert repr(Schedule.jsd(2)) == "Schedule(beta=array([0. , 0.5, 1. ]), name='jsd')"
 
 
 def test_schedules_are_equal_when_their_tables_are() -> None:

@@ -1,11 +1,11 @@
-"""How much of the mathematics the tests see: every line is changed in turn, and some test should fail.
+"""How much of the mathematics the tests see: every expression is changed in turn, and some test should fail.
 
     python tests/mutation MODULE ...   test the mutants of these modules (`schedule`, `nn/ops` …, or `all`)
-    python tests/mutation              the table so far
+    python tests/mutation              the table so far, and the survivors that SURVIVORS.md does not explain
 
-A module's run takes minutes and can be interrupted: verdicts are kept in `mutants/`, and the next run tests what is
-left, and again what survived. Remove `mutants/` to begin anew. Mutants inside functions are mutmut's, those outside
-are made by `outside.py` with the same operators. What is mutated and what tests it stands in pyproject.toml.
+A module takes minutes and can be interrupted: verdicts are kept in `mutants/`, and the next run tests what is left,
+and again what survived. Remove `mutants/` to begin anew. Mutants inside functions are mutmut's, those outside are
+made by `outside.py` with the same operators. What is mutated, and which tests it meets, stands in pyproject.toml.
 """
 
 import json
@@ -13,9 +13,14 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import outside
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.mutation.file_mutation import mutate_file_contents
+from mutmut.utils.format_utils import get_mutant_name
 
 os.environ.update(HYPOTHESIS_PROFILE="mutation", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
@@ -23,6 +28,7 @@ CONFIG = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["mutmut"]
 MODULES = {path.removeprefix("ddpm_ref/").removesuffix(".py"): Path(path) for path in CONFIG["only_mutate"]}
 TESTS: list[str] = CONFIG["pytest_add_cli_args_test_selection"]
 KILLED = (1, 3, 24, -24, 36, 152, 255)  # mutmut's codes: a test failed, or ran far too long
+EXPLAINED = Path(__file__).with_name("SURVIVORS.md")
 
 
 def main(arguments: list[str]) -> None:
@@ -33,32 +39,42 @@ def main(arguments: list[str]) -> None:
         _run_mutmut(MODULES[name])
         outside.run(MODULES[name], sorted(TESTS, key=lambda test: name.rpartition("/")[2] not in test))
     _print_table()
+    _print_unexplained()
 
 
 def _run_mutmut(path: Path) -> None:
-    """mutmut on the mutants of one module that no test has killed yet, on all of them the first time."""
-    meta, stats = Path(f"mutants/{path}.meta"), Path("mutants/mutmut-stats.json")
-    if not meta.exists():
-        Path("mutants", path).unlink(missing_ok=True)  # a copy made before the module was listed
+    """mutmut on the mutants of one module that no test has killed yet."""
+    copy, stats = Path("mutants", path), Path("mutants/mutmut-stats.json")
+    if not copy.with_suffix(".py.meta").exists():
+        copy.unlink(missing_ok=True)  # made before the module was listed
     changed = max(file.stat().st_mtime for file in [Path("pyproject.toml"), *Path("tests").glob("*.py")])
     if stats.exists() and stats.stat().st_mtime < changed:
         stats.unlink()  # which test calls which function is measured again
-    mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(os.cpu_count() or 1)]
-    pattern = ".".join(path.with_suffix("").parts) + ".x*"
-    subprocess.run([*mutmut, *(_left(path) or [pattern])], check=True)
+    if left := _left(path):
+        mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(os.cpu_count() or 1)]
+        subprocess.run([*mutmut, *left], check=True)
 
 
 def _left(path: Path) -> list[str]:
-    return [name for name, code in _verdicts(path).items() if code not in KILLED]
+    """The mutants that were not killed, or whose function has changed since."""
+    now, before = mutate_file_contents(str(path), path.read_text()), _meta(path).get("hash_by_function_name", {})
+    same = {function for function, h in now.hash_by_function_name.items() if before.get(function) == h}
+    killed = {name for name, code in _verdicts(path).items() if code in KILLED}
+    full_names = {get_mutant_name(path, name): name.partition("__mutmut_")[0] for name in now.mutant_names}
+    return [name for name, function in full_names.items() if not (function in same and name in killed)]
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    meta = Path(f"mutants/{path}.meta")
+    return json.loads(meta.read_text()) if meta.exists() else {}
 
 
 def _verdicts(path: Path) -> dict[str, int | None]:
-    meta = Path(f"mutants/{path}.meta")
-    return json.loads(meta.read_text())["exit_code_by_key"] if meta.exists() else {}
+    return _meta(path).get("exit_code_by_key", {})
 
 
 def _print_table() -> None:
-    print(f"{'module':12} {'mutants':>7} {'killed':>7} {'left':>5} {'score':>7}")
+    print(f"{'module':15} {'mutants':>7} {'killed':>7} {'left':>5} {'score':>7}")
     totals = [0, 0]
     for name, path in MODULES.items():
         verdicts = [code in KILLED for code in _verdicts(path).values()]
@@ -71,7 +87,26 @@ def _print_table() -> None:
 
 
 def _print_row(name: str, mutants: int, killed: int) -> None:
-    print(f"{name:12} {mutants:7} {killed:7} {mutants - killed:5} {killed / mutants:7.1%}")
+    print(f"{name:15} {mutants:7} {killed:7} {mutants - killed:5} {killed / mutants:7.1%}")
+
+
+def _print_unexplained() -> None:
+    explained = EXPLAINED.read_text()
+    for name, path in MODULES.items():
+        for line in _survivors(path):
+            if f"`{line}`" not in explained:
+                print(f"not in {EXPLAINED.name}: {name}: {line}")
+
+
+def _survivors(path: Path) -> Iterator[str]:
+    """The changed lines of each mutant that was tested and not killed, joined by spaces."""
+    tested = [name for name, code in _verdicts(path).items() if code is not None and code not in KILLED]
+    diffs = [get_diff_for_mutant(name, path=path) for name in tested]
+    diffs += [name for name, verdict in outside.results().get(str(path), {}).items() if verdict == "survived"]
+    for diff in diffs:
+        yield " ".join(
+            line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")
+        )
 
 
 if __name__ == "__main__":
