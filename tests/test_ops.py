@@ -81,7 +81,7 @@ def test_conv_is_the_naive_loop_over_pixels_and_taps(
 ) -> None:
     bias = (n, d) if per_image else (d,)
     x, W, b = normals(np.random.default_rng(seed), (n, h, w, c), (3, 3, c, d), bias)
-    y, _ = ops.conv3x3(x, W, b, stride=stride)
+    y, _ = ops.conv3x3(x, W, b, stride=stride) if stride > 1 else ops.conv3x3(x, W, b)
     assert close(y, naive_conv3x3(x, W, np.broadcast_to(b, (n, d)), stride))
 
 
@@ -299,22 +299,26 @@ def test_attention_takes_scores_of_ten_thousand_and_picks_the_largest(dtype: typ
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-# ---- time
+# ---- dtypes
 
 
-def test_time_embedding_of_the_first_step_is_sin_0_and_cos_0() -> None:
-    np.testing.assert_array_equal(ops.time_embedding(np.array([1]), 8), [[0] * 4 + [1] * 4])
-
-
-@pytest.mark.parametrize(
-    ("dim", "omega"), [(2, [1]), (4, [1, 1e-4]), (6, [1, 1e-2, 1e-4]), (7, [1, 1e-2, 1e-4]), (5, [1, 1e-4]), (3, [1])]
-)
-def test_time_embedding_is_sines_then_cosines_of_geometric_frequencies_and_a_zero_if_odd(
-    dim: int, omega: list[float]
-) -> None:
-    t = [1, 2, 500, 1000]
-    expected = [[f(w * (s - 1)) for f in (math.sin, math.cos) for w in omega] + [0.0] * (dim % 2) for s in t]
-    np.testing.assert_allclose(ops.time_embedding(np.array(t), dim), expected, atol=1e-12)
+def test_every_result_has_the_dtype_of_the_inputs() -> None:
+    rng = np.random.default_rng(0)
+    x, W, b, M = (a.astype(np.float32) for a in normals(rng, (2, 4, 4, 4), (3, 3, 4, 4), (4,), (4, 4)))
+    s = x.reshape(2, 16, 4)
+    for name, (y, backward) in {
+        "conv3x3": ops.conv3x3(x, W, b, stride=2),
+        "dense": ops.dense(x, M, b),
+        "silu": ops.silu(x),
+        "group_norm": ops.group_norm(x, b, b, 2),
+        "group_norm silu": ops.group_norm(x, b, b, 2, silu=True),
+        "attention": ops.attention(s, s, s),
+        "upsample": ops.upsample(x),
+        "dropout": ops.dropout(x, rng.random(x.shape, dtype=np.float32), 0.3),
+    }.items():
+        gradients = backward(y)
+        for a in (y, *(gradients if isinstance(gradients, tuple) else (gradients,))):
+            assert a.dtype == np.float32, name
 
 
 # ---- blocks of images

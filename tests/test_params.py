@@ -1,5 +1,6 @@
 """Parameters: views of one vector, the networks' exact sizes, and how they are initialised."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -159,6 +160,20 @@ def test_every_skip_is_kept_once_and_used_once_last_in_first_out(name: str, skip
         elif piece.kind == "pop":
             assert piece.c_out == piece.c_in + kept.pop() == plan[i + 1].c_in
     assert kept == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_piece_takes_the_width_that_the_one_before_gave_and_copies_are_named_for_their_blocks(name: str) -> None:
+    plan = UNet(PRESETS[name]).plan
+    last = plan[0]
+    for piece, after in itertools.pairwise(plan[1:]):
+        if piece.kind == "push":
+            assert piece.name.replace("block", "attn") == last.name.replace("block", "attn")
+            continue
+        assert piece.c_in == last.c_out
+        assert piece.kind not in ("attention", "down", "up") or piece.c_in == piece.c_out
+        assert piece.kind != "pop" or piece.name == after.name
+        last = piece
 
 
 def test_the_last_layers_have_the_width_that_reaches_them() -> None:

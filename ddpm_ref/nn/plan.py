@@ -141,8 +141,8 @@ def piece_shapes(piece: Piece, cfg: UNetConfig) -> Iterator[tuple[str, tuple[int
 
     time = 4 * cfg.base
     if kind == "temb":
-        yield from linear("temb/dense0", cfg.base, time)
-        yield from linear("temb/dense1", time, time)
+        yield from linear(f"{name}/dense0", cfg.base, time)
+        yield from linear(f"{name}/dense1", time, time)
     elif kind == "conv":
         yield from linear(name, 3, 3, c, d)
     elif kind == "block":

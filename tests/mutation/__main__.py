@@ -51,7 +51,12 @@ def _run_mutmut(path: Path) -> None:
     if stats.exists() and stats.stat().st_mtime < changed:
         stats.unlink()  # which test calls which function is measured again
     if left := _left(path):
-        mutmut = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(os.cpu_count() or 1)]
+        mutmut = [
+            str(Path(sys.executable).with_name("mutmut")),
+            "run",
+            "--max-children",
+            str(len(os.sched_getaffinity(0))),
+        ]
         subprocess.run([*mutmut, *left], check=True)
 
 
