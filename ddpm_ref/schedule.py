@@ -168,8 +168,8 @@ def _checked_beta(beta: ArrayLike) -> Table:
     table = np.array(beta, dtype=np.float64)
     if table.ndim != 1 or len(table) < 2 or table[0] != 0:
         raise ValueError(f"beta: wanted a table 0, beta_1 ... beta_T with T >= 1, got shape {table.shape}")
-    # 1 - β must see β: below 1e-16 it would not, and β̃ would be 0/0.
-    bad = ~((table[1:] > 0) & (table[1:] <= 1) & (1 - table[1:] < 1))
+    # 1 - β must see β: at 1e-17 it would not, and β̃ would be 0/0.
+    bad = ~((1 - table[1:] < 1) & (table[1:] <= 1))
     if bad.any():
         t = int(np.argmax(bad)) + 1
         raise ValueError(f"beta: wanted every beta_t in (0, 1], not below 1e-16, got beta_{t} = {table[t]}")

@@ -247,9 +247,10 @@ def test_no_named_schedule_warns_at_its_default_T(build: Callable[..., Schedule]
         short(20)
 
 
-@pytest.mark.parametrize(("T", "gap"), [(500, "0.0046"), (100, "0.326")])
-def test_cutting_T_without_rescaling_beta_warns_with_the_gap(T: Any, gap: str) -> None:
-    with pytest.warns(UserWarning, match=f"'linear' with T = {T}: L_T is {gap} bits/dim .*rescale beta"):
+@pytest.mark.parametrize(("T", "gap", "abar"), [(500, "0.0046", "0.00635"), (100, "0.326", "0.364")])
+def test_cutting_T_without_rescaling_beta_warns_with_the_gap(T: Any, gap: str, abar: str) -> None:
+    said = rf"'linear' with T = {T}: L_T is {gap} bits/dim .* alpha_bar_T = {abar}, .*If T was changed, rescale beta\.$"
+    with pytest.warns(UserWarning, match=said):
         Schedule.linear(T)
 
 
@@ -257,6 +258,15 @@ def test_prior_gaps_of_the_papers_schedules_are_small() -> None:
     for name in PAPER:
         assert 0 < SCHEDULES[name]().prior_gap() < 6e-4, name
     assert Schedule.jsd().prior_gap() == 0
+
+
+def test_tables_and_gaps_of_float32_arrays_are_computed_in_float64() -> None:
+    beta, squares = np.linspace(0, 0.5, 30, dtype=np.float32), np.linspace(0, 1, 9, dtype=np.float32)
+    narrow, wide = Schedule(beta), Schedule(beta.astype(np.float64))
+    assert narrow == wide == Schedule.from_beta(beta[1:])
+    np.testing.assert_array_equal(narrow.alpha_bar, wide.alpha_bar)
+    np.testing.assert_array_equal(narrow.L_T(squares), wide.L_T(squares.astype(np.float64)))
+    assert narrow.L_T() == narrow.L_T(1.0) != narrow.L_T(0.9)
 
 
 def test_numbers_of_the_default_schedule() -> None:

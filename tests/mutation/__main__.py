@@ -104,14 +104,13 @@ def _print_unexplained() -> None:
 
 
 def _survivors(path: Path) -> Iterator[str]:
-    """The changed lines of each mutant that was tested and not killed, joined by spaces."""
+    """Each mutant that was tested and not killed, as "what stood there -> what it became"."""
     tested = [name for name, code in _verdicts(path).items() if code is not None and code not in KILLED]
     diffs = [get_diff_for_mutant(name, path=path) for name in tested]
     diffs += [name for name, verdict in outside.results().get(str(path), {}).items() if verdict == "survived"]
     for diff in diffs:
-        yield " ".join(
-            line[1:].strip() for line in diff.splitlines() if line.startswith("+") and not line.startswith("+++")
-        )
+        lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
+        yield " -> ".join(" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
 
 
 if __name__ == "__main__":
