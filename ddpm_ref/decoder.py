@@ -28,16 +28,15 @@ def discretized_gaussian_log_likelihood(x_0: Array, mean: Array, var: Array, lev
     if (var <= 0).any():
         raise ValueError(f"var: wanted variances > 0, got {var.min()}")
     half, sigma = 1 / (levels - 1), np.sqrt(var)
-    x, m = np.asarray(x_0, dtype=np.float64), np.asarray(mean, dtype=np.float64)
-    a = np.where(x < -1 + half, -np.inf, (x - half - m) / sigma)
-    b = np.where(x > 1 - half, np.inf, (x + half - m) / sigma)
+    x = np.asarray(x_0, dtype=np.float64)
+    a = np.where(x < -1 + half, -np.inf, (x - half - mean) / sigma)
+    b = np.where(x > 1 - half, np.inf, (x + half - mean) / sigma)
 
     narrow = b - a < _NARROW
     log_p, d_mean, d_log_var = _wide_bin(np.where(narrow, -1.0, a), np.where(narrow, 1.0, b))
     if narrow.any():
-        middle, width = np.where(narrow, (x - m) / sigma, 0.0), np.where(narrow, 2 * half / sigma, 1.0)
-        parts = zip((log_p, d_mean, d_log_var), _narrow_bin(middle, width), strict=True)
-        log_p, d_mean, d_log_var = (np.where(narrow, n, w) for w, n in parts)
+        middle, width = np.where(narrow, (x - mean) / sigma, 0.0), np.where(narrow, 2 * half / sigma, 1.0)
+        log_p, d_mean, d_log_var = np.where(narrow, _narrow_bin(middle, width), (log_p, d_mean, d_log_var))
     return log_p, lambda d: (d * d_mean / sigma, d * d_log_var / var)
 
 

@@ -249,6 +249,7 @@ def test_l_simple_sends_no_gradient_to_learned_variances(predicts: str) -> None:
 
 
 def test_the_default_objective_is_l_simple_on_eps() -> None:
+    assert Objective().learned_weights is False
     b = training_batch(6, (4, 3))
     loss, gradient = batch_mean(run(Objective(), b)[0])
     expected, expected_gradient = simple_loss(b.output, b.eps)
