@@ -94,23 +94,24 @@ def test_a_preset_has_exactly_the_papers_number_of_parameters(name: str, learned
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "lowest", "attention", "dropout", "size"),
+    ("name", "images", "lowest", "attention", "groups", "dropout", "size"),
     [
-        ("digits", (8, 8, 1), 4, {4}, 0.0, 176_849),
-        ("mnist", (32, 32, 1), 8, {8}, 0.0, 1_623_169),
-        ("cifar10", (32, 32, 3), 4, {16}, 0.1, 35_746_307),
-        ("celebahq256", (256, 256, 3), 8, {16}, 0.0, 113_673_219),
+        ("digits", (8, 8, 1), 4, {4}, 8, 0.0, 176_849),
+        ("mnist", (32, 32, 1), 8, {8}, 8, 0.0, 1_623_169),
+        ("cifar10", (32, 32, 3), 4, {16}, 32, 0.1, 35_746_307),
+        ("celebahq256", (256, 256, 3), 8, {16}, 32, 0.0, 113_673_219),
     ],
 )
 def test_a_preset_is_for_the_images_it_says(
-    name: str, images: tuple[int, ...], lowest: int, attention: set[int], dropout: float, size: int
+    name: str, images: tuple[int, ...], lowest: int, attention: set[int], groups: int, dropout: float, size: int
 ) -> None:
     """lowest: the size of the last level.  attention: sizes of the levels that have it (the paper's: 16)."""
     cfg = PRESETS[name]
     assert (cfg.image_size, cfg.image_size, cfg.channels) == images
     assert cfg.image_size / cfg.factor == lowest
     assert {cfg.image_size / 2**level for level in cfg.attention_levels} == attention
-    assert (cfg.dropout, cfg.learned_variance, cfg.out_channels) == (dropout, False, cfg.channels)
+    assert (cfg.groups, cfg.dropout, cfg.learned_variance) == (groups, dropout, False)
+    assert cfg.out_channels == cfg.channels
     assert UNet(cfg).size == size
 
 

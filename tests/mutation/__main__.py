@@ -4,8 +4,9 @@
     python tests/mutation              the table so far, and the survivors that SURVIVORS.md does not explain
 
 A module takes minutes and can be interrupted: verdicts are kept in `mutants/`, and the next run tests what is left,
-and again what survived. Remove `mutants/` to begin anew. Mutants inside functions are mutmut's, those outside are
-made by `outside.py` with the same operators. What is mutated, and which tests it meets, stands in pyproject.toml.
+and again what survived without being explained. Remove `mutants/` to begin anew. Mutants inside functions are
+mutmut's, those outside are made by `outside.py` with the same operators. What is mutated, and which tests it meets,
+stands in pyproject.toml.
 """
 
 import json
@@ -37,7 +38,8 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"module: wanted {', '.join(MODULES)} or all, got {', '.join(unknown)}")
     for name in names:
         _run_mutmut(MODULES[name])
-        outside.run(MODULES[name], sorted(TESTS, key=lambda test: name.rpartition("/")[2] not in test))
+        tests = sorted(TESTS, key=lambda test: name.rpartition("/")[2] not in test)
+        outside.run(MODULES[name], tests, _is_explained)
     _print_table()
     _print_unexplained()
 
@@ -61,12 +63,13 @@ def _run_mutmut(path: Path) -> None:
 
 
 def _left(path: Path) -> list[str]:
-    """The mutants that were not killed, or whose function has changed since."""
+    """The mutants not tested yet, those that survived and are not explained, and all of functions changed since."""
     now, before = mutate_file_contents(str(path), path.read_text()), _meta(path).get("hash_by_function_name", {})
     same = {function for function, h in now.hash_by_function_name.items() if before.get(function) == h}
-    killed = {name for name, code in _verdicts(path).items() if code in KILLED}
     full_names = {get_mutant_name(path, name): name.partition("__mutmut_")[0] for name in now.mutant_names}
-    return [name for name, function in full_names.items() if not (function in same and name in killed)]
+    done = {name for name, code in _verdicts(path).items() if full_names.get(name) in same and code is not None}
+    done -= {name for name, line in _survivors(path) if not _is_explained(line)}
+    return [name for name in full_names if name not in done]
 
 
 def _meta(path: Path) -> dict[str, Any]:
@@ -96,21 +99,24 @@ def _print_row(name: str, mutants: int, killed: int) -> None:
 
 
 def _print_unexplained() -> None:
-    explained = EXPLAINED.read_text()
     for name, path in MODULES.items():
-        for line in _survivors(path):
-            if f"`{line}`" not in explained:
+        for _, line in _survivors(path):
+            if not _is_explained(line):
                 print(f"not in {EXPLAINED.name}: {name}: {line}")
 
 
-def _survivors(path: Path) -> Iterator[str]:
-    """Each mutant that was tested and not killed, as "what stood there -> what it became"."""
-    tested = [name for name, code in _verdicts(path).items() if code is not None and code not in KILLED]
-    diffs = [get_diff_for_mutant(name, path=path) for name in tested]
-    diffs += [name for name, verdict in outside.results().get(str(path), {}).items() if verdict == "survived"]
-    for diff in diffs:
-        lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
-        yield " -> ".join(" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+def _is_explained(line: str) -> bool:
+    return f"`{line}`" in EXPLAINED.read_text()
+
+
+def _survivors(path: Path) -> Iterator[tuple[str, str]]:
+    """Each mutant that was tested and not killed: its name, and "what stood there -> what it became"."""
+    for name, code in _verdicts(path).items():
+        if code is not None and code not in KILLED:
+            yield name, outside.as_one_line(get_diff_for_mutant(name, path=path))
+    for name, verdict in outside.results().get(str(path), {}).items():
+        if verdict == "survived":
+            yield name, outside.as_one_line(name)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,17 @@ def results() -> dict[str, dict[str, str]]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def run(path: Path, tests: list[str]) -> None:
-    """Test every mutant of the module that no test has killed yet, in a copy of the project; keep verdicts at once."""
+def as_one_line(diff: str) -> str:
+    """A difference as "what stood there -> what it became"."""
+    lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
+    return " -> ".join(" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+
+
+def run(path: Path, tests: list[str], is_explained: Callable[[str], bool]) -> None:
+    """Test every mutant of the module that is neither killed nor explained, in a copy of the project.
+
+    Each verdict is kept at once.
+    """
     found = list(mutants(path))
     old = results().get(str(path), {})
     verdicts = {name: old.get(name, "not checked") for name, _ in found}
@@ -70,7 +79,9 @@ def run(path: Path, tests: list[str]) -> None:
             shutil.copytree(part, Path(folder, part), ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy("pyproject.toml", folder)
         for name, text in found:
-            if verdicts[name] != "killed":
+            if verdicts[name] == "not checked" or (
+                verdicts[name] == "survived" and not is_explained(as_one_line(name))
+            ):
                 Path(folder, path).write_text(text)
                 failed = _first_to_fail(tests, folder)
                 tests = sorted(tests, key=lambda test: test != failed)  # it may well see the next one too
