@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from ddpm_ref import Purpose, uniform
 from ddpm_ref.nn.params import Params, count
 from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset
 from ddpm_ref.nn.unet import UNet
@@ -227,6 +228,13 @@ def test_weights_are_uniform_between_the_glorot_bounds(fresh: Params) -> None:
 def test_every_layer_draws_its_own_numbers(fresh: Params) -> None:
     starts = [tuple(np.round(W.ravel()[:8] / bound, 4)) for _, W, bound in weights(fresh)]
     assert len(set(starts)) == len(starts)
+
+
+def test_a_layers_numbers_are_drawn_under_its_place_for_image_0_at_step_0(fresh: Params) -> None:
+    """Fixed for good: a seed must begin the same run in every version."""
+    for index, (name, W, bound) in {list(fresh).index(w[0]): w for w in weights(fresh)}.items():
+        u = uniform(0, Purpose.INIT, 0, [0], W.shape, layer=index)[0].astype(np.float64)
+        np.testing.assert_allclose(W, (2 * u - 1) * bound, rtol=1e-6, err_msg=name)
 
 
 def test_a_seed_gives_the_same_bits_again_and_another_seed_others(fresh: Params) -> None:

@@ -272,6 +272,14 @@ def test_bad_seeds_steps_and_layers_are_errors(draw: Callable[..., Any], bad: An
         draw([0], (4,), **dict(seed=0, purpose=Purpose.EPS, step=0) | bad)
 
 
+@every_draw
+def test_the_largest_seed_step_layer_and_image_are_taken(draw: Callable[..., Any]) -> None:
+    largest: dict[str, Any] = dict(seed=2**64 - 1, purpose=Purpose.EPS, step=2**32 - 1, layer=2**24 - 1)
+    found = draw([2**32 - 1], (4,), **largest)
+    for name in ("seed", "step", "layer"):
+        assert (draw([2**32 - 1], (4,), **largest | {name: largest[name] - 1}) != found).all()
+
+
 @pytest.mark.parametrize("n", [0, -1, 2**32, 2.0, True])
 def test_integers_want_1_to_2_32_minus_1_of_them(n: Any) -> None:
     with pytest.raises(ValueError, match=f"n: wanted an integer in 1..{2**32 - 1}, got {n}"):

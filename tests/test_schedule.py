@@ -261,7 +261,7 @@ def test_prior_gaps_of_the_papers_schedules_are_small() -> None:
 
 
 def test_tables_and_gaps_of_float32_arrays_are_computed_in_float64() -> None:
-    beta, squares = np.linspace(0, 0.5, 30, dtype=np.float32), np.linspace(0, 1, 9, dtype=np.float32)
+    beta, squares = np.linspace(0, 0.5, 30, dtype=np.float32), np.linspace(0.1, 0.9, 9, dtype=np.float32)
     narrow, wide = Schedule(beta), Schedule(beta.astype(np.float64))
     assert narrow == wide == Schedule.from_beta(beta[1:])
     np.testing.assert_array_equal(narrow.alpha_bar, wide.alpha_bar)

@@ -46,7 +46,7 @@ class AdamSettings:
 
 def gradient_norm(grads: Array) -> float:
     """The Euclidean norm of the whole gradient, summed in float64, a chunk at a time."""
-    chunks = (grads[i : i + _CHUNK].astype(np.float64, copy=False) for i in range(0, len(grads), _CHUNK))
+    chunks = (grads[i : i + _CHUNK].astype(np.float64) for i in range(0, len(grads), _CHUNK))
     return math.sqrt(sum(float(np.dot(g, g)) for g in chunks))
 
 
