@@ -85,11 +85,12 @@ def _print_table() -> None:
     print(f"{'module':15} {'mutants':>7} {'killed':>7} {'left':>5} {'score':>7}")
     totals = [0, 0]
     for name, path in MODULES.items():
+        if set(_verdicts(path).values()) <= {None}:
+            continue  # not tested yet
         verdicts = [code in KILLED for code in _verdicts(path).values()]
         verdicts += [verdict == "killed" for verdict in outside.results().get(str(path), {}).values()]
-        if verdicts:
-            totals = [totals[0] + len(verdicts), totals[1] + sum(verdicts)]
-            _print_row(name, len(verdicts), sum(verdicts))
+        totals = [totals[0] + len(verdicts), totals[1] + sum(verdicts)]
+        _print_row(name, len(verdicts), sum(verdicts))
     if totals[0]:
         _print_row("all", *totals)
 
