@@ -186,7 +186,6 @@ def test_integer_data_are_an_error() -> None:
         ({"var": "sigma"}, "var: wanted one of"),
         ({"var": np.zeros(7)}, r"var: the bound wants every sigma_t\^2 > 0"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_errors(bad: Any, message: str) -> None:
     x_0 = data(6, 2, 3)

@@ -216,7 +216,6 @@ def test_for_data_fixed_to_one_point_beta_tilde_is_the_true_reverse_variance() -
         ({"x_T": [[1.0]]}, "x_T: wanted a floating array .*got list"),
         ({"schedule": Schedule.jsd(10)}, r"t = 10: alpha_bar_t = 0 in schedule 'jsd'"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_errors_before_the_model_is_called(bad: Any, message: str) -> None:
     arguments = {"schedule": TEN, "model": never, "x_T": X_T, "noise": never} | bad

@@ -45,7 +45,11 @@ def main(arguments: list[str]) -> None:
 
 
 def _run_mutmut(path: Path) -> None:
-    """mutmut on the mutants of one module that no test has killed yet."""
+    """mutmut on the mutants of one module that are left.
+
+    They are named one by one: mutmut then first runs their tests on the program as it is, and stops if one cannot be
+    found (as when its name is made anew at each collection), which would else count as a kill.
+    """
     copy, stats = Path("mutants", path), Path("mutants/mutmut-stats.json")
     if not copy.with_suffix(".py.meta").exists():
         copy.unlink(missing_ok=True)  # made before the module was listed
