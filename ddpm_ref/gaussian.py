@@ -72,7 +72,9 @@ class Gaussian:
             variances, self.axes = np.linalg.eigh(cov)
         if variances.min() < -slack:
             raise ValueError(f"cov: wanted no negative eigenvalue, got {variances.min():.3g}")
-        self.variances = np.maximum(variances, 0)
+        # Smaller ones are rounding, as in `numpy.linalg.matrix_rank`: a singular S must not have a finite entropy.
+        negligible = self.D * np.finfo(np.float64).eps * variances.max()
+        self.variances = np.where(variances > negligible, variances, 0)
 
     def with_moments(self, mean: Array, variances: Array) -> "Gaussian":
         """Another Gaussian of the same axes U: mean of the same shape, λ (D,)."""

@@ -234,6 +234,17 @@ def test_the_gap_to_an_entropy_of_minus_infinity_is_infinite() -> None:
         assert oracle.entropy() == -np.inf and oracle.gap() == np.inf and np.isfinite(oracle.bound())
 
 
+@given(seeds, st.integers(2, 6), st.floats(1e-3, 1e3))
+def test_rounding_does_not_make_a_singular_covariance_regular(seed: int, D: int, scale: float) -> None:
+    """Of a matrix of rank D - 1 the smallest eigenvalue is computed as ±1e-17 or so: it counts as 0."""
+    root = scale * np.random.default_rng(seed).standard_normal((D, D - 1))
+    oracle = GaussianOracle(np.zeros(D), root @ root.T, SIX)
+    assert np.count_nonzero(oracle.data.variances) == D - 1
+    assert oracle.entropy() == -np.inf and oracle.gap() == np.inf
+    narrow = GaussianOracle(np.zeros(2), np.diag([1.0, 1e-14]), SIX)  # narrow, but no rounding
+    np.testing.assert_allclose(narrow.entropy(), np.log(2 * np.pi * np.e * 1e-7) / 2, rtol=1e-12)
+
+
 # --- p_θ itself ------------------------------------------------------------------------------------------------------
 
 
