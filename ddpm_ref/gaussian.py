@@ -56,7 +56,7 @@ class Gaussian:
     """
 
     def __init__(self, mean: ArrayLike, cov: ArrayLike = 1.0) -> None:
-        mean, cov = np.asarray(mean, dtype=np.float64), np.asarray(cov, dtype=np.float64)
+        mean, cov = np.array(mean, dtype=np.float64), np.asarray(cov, dtype=np.float64)
         check_finite(mean=mean, cov=cov)
         if not mean.size:
             raise ValueError("mean: wanted at least one element, got none")

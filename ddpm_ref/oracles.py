@@ -225,7 +225,7 @@ class EmpiricalOracle(MixtureOracle):
     """
 
     def __init__(self, points: ArrayLike, schedule: Schedule | None = None) -> None:
-        points = np.asarray(points, dtype=np.float64)
+        points = np.array(points, dtype=np.float64)
         if points.ndim == 0 or not points.size:
             raise ValueError(f"points: wanted shape (K, *shape), not empty, got {points.shape}")
         check_finite(points=points)

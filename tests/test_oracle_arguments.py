@@ -51,6 +51,19 @@ def test_oracles_of_integers_are_those_of_the_same_floats() -> None:
         np.testing.assert_allclose(whole(X_T, 3), exact(X_T, 3), rtol=1e-12)
 
 
+def test_an_oracle_keeps_its_own_copy_of_what_it_was_made_of() -> None:
+    for make, array in [
+        (lambda mean: GaussianOracle(mean, COV, SIX), MEAN.copy()),
+        (lambda means: MixtureOracle([0.5, 0.5], means, 0.1, SIX), MEANS.copy()),
+        (lambda points: EmpiricalOracle(points, SIX), MEANS.copy()),
+    ]:
+        oracle = make(array)
+        before = oracle(X_T, 3), oracle.log_q(X_T, 3), oracle.marginal(0)[0][1].mean.copy()
+        array += 5
+        for one, other in zip(before, (oracle(X_T, 3), oracle.log_q(X_T, 3), oracle.marginal(0)[0][1].mean), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_covariance_that_is_not_given_is_the_identity_and_of_points_none() -> None:
     for gaussian in (Gaussian(MEAN), GaussianOracle(MEAN).data):
         np.testing.assert_array_equal(gaussian.cov, np.eye(3))
