@@ -232,7 +232,9 @@ class EmpiricalOracle(MixtureOracle):
         Oracle.__init__(self, points.shape[1:], schedule)
         self.points = points
         self.weights = np.full(len(points), 1 / len(points))
-        self._p = points.reshape(len(points), self.D)
+        # Around their mean: the squares below would cancel for data far from 0.
+        self._centre = points.reshape(len(points), self.D).mean(axis=0)
+        self._p = points.reshape(len(points), self.D) - self._centre
         self._p_squared = (self._p * self._p).sum(axis=1)
 
     def parts(self) -> list[tuple[float, Gaussian]]:
@@ -244,6 +246,7 @@ class EmpiricalOracle(MixtureOracle):
         return self.points[rng.integers(0, len(self.points), n)]
 
     def _log_joint(self, x: Array, abar: Array) -> Array:
+        x = x - np.sqrt(abar) * self._centre
         square = (x * x).sum(axis=1)[:, None] - 2 * np.sqrt(abar) * (x @ self._p.T) + abar * self._p_squared
         log_2pi_var = np.log(2 * np.pi * (1 - abar))
         return np.log(self.weights) - 0.5 * (square / (1 - abar) + self.D * log_2pi_var)
@@ -251,7 +254,7 @@ class EmpiricalOracle(MixtureOracle):
     def _posterior(self, x: Array, abar: Array) -> tuple[Array, Array]:
         r = _normalised(self._log_joint(x, abar))[0]
         mean = r @ self._p
-        return mean, np.maximum(r @ self._p_squared - (mean * mean).sum(axis=1), 0)
+        return mean + self._centre, np.maximum(r @ self._p_squared - (mean * mean).sum(axis=1), 0)
 
 
 def _normalised(log_joint: Array) -> tuple[Array, Array]:

@@ -60,7 +60,9 @@ def test_an_oracle_keeps_its_own_copy_of_what_it_was_made_of() -> None:
         oracle = make(array)
         before = oracle(X_T, 3), oracle.log_q(X_T, 3), oracle.marginal(0)[0][1].mean.copy()
         array += 5
-        for one, other in zip(before, (oracle(X_T, 3), oracle.log_q(X_T, 3), oracle.marginal(0)[0][1].mean), strict=True):
+        for one, other in zip(
+            before, (oracle(X_T, 3), oracle.log_q(X_T, 3), oracle.marginal(0)[0][1].mean), strict=True
+        ):
             np.testing.assert_array_equal(one, other)
 
 

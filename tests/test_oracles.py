@@ -241,6 +241,22 @@ def test_finite_data_are_a_mixture_without_width_and_one_point_a_gaussian_withou
         np.testing.assert_array_equal(point.posterior_variance(x_t, t), 0)
 
 
+@pytest.mark.parametrize("far", [1e2, 1e4])
+def test_finite_data_far_from_0_lose_no_digits(far: float) -> None:
+    """Of ‖x_t - √ᾱ_t p_k‖² / (1 - ᾱ_t), multiplied out, 1e-16 far² / (1 - ᾱ_1) would be left: 1e-4 and more at 1e4."""
+    schedule, rng = Schedule.linear(), np.random.default_rng(0)
+    points = far + np.array([[0.0, 0.0], [0.02, 0.01], [1.0, 1.0]])
+    finite, mixed = EmpiricalOracle(points, schedule), MixtureOracle(np.full(3, 1 / 3), points, 0.0, schedule)
+    for t in (1, 100):
+        x_t = q_sample(schedule, np.tile(points[:2].mean(axis=0), (5, 1)), t, rng.standard_normal((5, 2)))
+        for one, other in [
+            (finite.responsibilities(x_t, t), mixed.responsibilities(x_t, t)),
+            (finite.log_q(x_t, t), mixed.log_q(x_t, t)),
+            (finite.posterior_variance(x_t, t), mixed.posterior_variance(x_t, t)),
+        ]:
+            np.testing.assert_allclose(one, other, rtol=1e-14 * far / 1e-4, atol=1e-16)
+
+
 def test_early_x_t_know_their_point_and_late_ones_know_nothing() -> None:
     jsd = Schedule.jsd()
     points = np.random.default_rng(0).uniform(-1, 1, (8, 16))
