@@ -1,5 +1,6 @@
 """The oracles against dense linear algebra, numerical integration and each other: is the truth that they tell true?"""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -323,6 +324,35 @@ def test_the_irreducible_loss_of_two_points_is_its_integral(t: int) -> None:
     np.testing.assert_allclose(found, abar / (1 - abar) * spread, rtol=1e-6)
 
 
+@pytest.mark.parametrize("t", [1, 5, 20, 100])
+def test_the_irreducible_loss_sees_a_narrow_component_within_a_wide_one(t: int) -> None:
+    """Of ½ N(0, 1) + ½ at 0.3, whose x_t are 1 and √(1 - ᾱ_t) wide, by the variances within and between the two."""
+    s = Schedule.linear()
+    abar = s.alpha_bar[t]
+    mean, sd = np.sqrt(abar) * 0.3, np.sqrt(1 - abar)
+
+    def spread(x: float) -> float:
+        wide, narrow = stats.norm.pdf(x) / 2, stats.norm.pdf(x, mean, sd) / 2
+        return wide * sd**2 + wide * narrow / (wide + narrow) * (np.sqrt(abar) * x - 0.3) ** 2
+
+    edges = np.unique(np.concatenate([mean + sd * np.arange(-8, 9), [-10, 10]]))
+    integral = sum(integrate.quad(spread, a, b, epsabs=1e-14)[0] for a, b in itertools.pairwise(edges))
+    found = MixtureOracle([0.5, 0.5], [[0.0], [0.3]], [1.0, 0.0], s).irreducible_loss(t)
+    np.testing.assert_allclose(found, abar / (1 - abar) * integral, rtol=1e-8)
+
+
+@pytest.mark.parametrize("t", [60, 80, 100, 250])
+def test_the_irreducible_loss_of_points_is_the_same_in_two_dimensions_as_in_one(t: int) -> None:
+    """A coordinate that is always 0 adds none, also for points that lie 10 deviations apart."""
+    line, plane = EmpiricalOracle([[-1.0], [1.0]]), EmpiricalOracle([[-1.0, 0.0], [1.0, 0.0]])
+    np.testing.assert_allclose(2 * plane.irreducible_loss(t), line.irreducible_loss(t), rtol=1e-6)
+
+
+def test_a_component_of_weight_0_asks_for_no_finer_grid() -> None:
+    found = MixtureOracle([1.0, 0.0], [[0.0, 0.0], [1.0, 0.0]], [1.0, 0.0]).irreducible_loss(1)
+    np.testing.assert_allclose(found, GaussianOracle(np.zeros(2)).irreducible_loss(1), rtol=1e-9)
+
+
 @every_oracle
 def test_draws_have_the_moments_of_the_parts(oracle: Oracle, rng: np.random.Generator) -> None:
     """Mean and every second moment of 20,000 draws within 6.1 standard errors: 1e-9 by chance for each of up to 9."""
@@ -452,6 +482,8 @@ def test_more_than_two_dimensions_want_a_generator_for_the_irreducible_loss() ->
     oracle = EmpiricalOracle(np.zeros((2, 3)), SIX)
     with pytest.raises(ValueError, match="rng: wanted a generator, as D = 3 > 2, got None"):
         oracle.irreducible_loss(1)
+    with pytest.raises(ValueError, match="rng: wanted a generator, as widths of x_t's components differ 100 times"):
+        MixtureOracle([0.5, 0.5], np.zeros((2, 2)), [1.0, 0.0]).irreducible_loss(1)
     with pytest.raises(ValueError, match="draws: wanted an integer >= 1, got 0"):
         oracle.irreducible_loss(1, rng=np.random.default_rng(0), draws=0)
     with pytest.raises(ValueError, match=r"t: wanted an integer in 1\.\.6, got 0"):
