@@ -80,18 +80,17 @@ class GaussianOracle(Oracle):
 
         z_at_1: True for p_θ itself; False for Algorithm 2, whose last step adds no noise.
         """
-        sigma2 = reverse_variance(self.schedule, var)
-        data, chain = self.data, [self.data.with_moments(np.zeros(self.D), np.ones(self.D))]
+        schedule, data, sigma2 = self.schedule, self.data, reverse_variance(self.schedule, var)
         m = data.along_axes(data.mean.ravel())
-        for t in range(self.schedule.T, 0, -1):
-            abar = self.schedule.alpha_bar[t]
-            c_0, c_t = posterior_coefficients(self.schedule, t)
+        mean, variances = np.zeros((schedule.T + 1, self.D)), np.ones((schedule.T + 1, self.D))  # along the axes of S
+        for t in range(schedule.T, 0, -1):
+            abar = schedule.alpha_bar[t]
+            c_0, c_t = posterior_coefficients(schedule, t)
             gain = np.sqrt(abar) * data.variances / (abar * data.variances + 1 - abar)
             A, a = c_t + c_0 * gain, c_0 * (1 - gain * np.sqrt(abar)) * m
-            mean = data.from_axes(A * data.along_axes(chain[-1].mean.ravel()) + a)
-            noise = sigma2[t] if t > 1 or z_at_1 else 0.0
-            chain.append(data.with_moments(mean, A**2 * chain[-1].variances + noise))
-        return chain[::-1]
+            mean[t - 1] = A * mean[t] + a
+            variances[t - 1] = A**2 * variances[t] + (sigma2[t] if t > 1 or z_at_1 else 0.0)
+        return [data.with_moments(row, v) for row, v in zip(data.from_axes(mean), variances, strict=True)]
 
     def log_p(self, x_0: Array, var: str | Table = "beta") -> Array:
         """log p_θ(x_0) of each datum (N, *shape), (N,) nats per dimension."""
