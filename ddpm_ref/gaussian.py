@@ -101,7 +101,9 @@ class Gaussian:
         return self.mean.ravel() + self.from_axes(np.sqrt(self.variances) * u)
 
     def log_density(self, x: Array) -> Array:
-        """log N(x; m, S) of each of x (N, *shape), (N,) nats in all; S must not be singular."""
+        """log N(x; m, S) of each of x (N, *shape), (N,) nats in all.  Raises ValueError if S is singular."""
+        if not self.variances.all():
+            raise ValueError("cov: a density wants one that is not singular")
         return self.log_noised(np.asarray(x, dtype=np.float64).reshape(len(x), self.D), 1.0)
 
     def entropy(self) -> float:

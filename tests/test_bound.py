@@ -241,6 +241,8 @@ def test_rounding_does_not_make_a_singular_covariance_regular(seed: int, D: int,
     oracle = GaussianOracle(np.zeros(D), root @ root.T, SIX)
     assert np.count_nonzero(oracle.data.variances) == D - 1
     assert oracle.entropy() == -np.inf and oracle.gap() == np.inf
+    with pytest.raises(ValueError, match="cov: a density wants one that is not singular"):
+        oracle.q_marginal(0).log_density(np.zeros((1, D)))
     narrow = GaussianOracle(np.zeros(2), np.diag([1.0, 1e-14]), SIX)  # narrow, but no rounding
     np.testing.assert_allclose(narrow.entropy(), np.log(2 * np.pi * np.e * 1e-7) / 2, rtol=1e-12)
 
