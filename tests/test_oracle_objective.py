@@ -127,7 +127,10 @@ TRAINED_ON: dict[str, Oracle] = {
 def test_the_training_loss_of_an_oracle_averages_to_the_mean_irreducible_loss(
     name: str, predicts: str, rng: np.random.Generator
 ) -> None:
-    """As Algorithm 1 draws: x_0, t ~ U{1..T}, ε. 6.5 standard errors of 30,000 draws: under 1e-10 by chance each."""
+    """As Algorithm 1 draws: x_0, t ~ U{1..T}, ε. 7.5 standard errors of 30,000 draws: under 1e-9 by chance each.
+
+    (With losses skewed by up to γ = 10, which makes it e^{γ z³ / 3√n} = 2,000 times likelier than of normals.)
+    """
     oracle, n = TRAINED_ON[name], 30_000
     x_0, t = oracle.draw(n, rng), rng.integers(1, SIX.T + 1, n)
     eps = rng.standard_normal(x_0.shape)
@@ -135,4 +138,4 @@ def test_the_training_loss_of_an_oracle_averages_to_the_mean_irreducible_loss(
     output = oracle.predict(x_t, t, predicts)
     each = Objective(predicts)(SIX, x_0, x_t, t, eps, output, levels=2)[0].per_image
     expected = np.mean([oracle.irreducible_loss(step, predicts) for step in range(1, SIX.T + 1)])
-    assert abs(each.mean() - expected) < 6.5 * each.std(ddof=1) / np.sqrt(n)
+    assert abs(each.mean() - expected) < 7.5 * each.std(ddof=1) / np.sqrt(n)

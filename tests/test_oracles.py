@@ -41,7 +41,7 @@ def mixture(seed: int = 0, K: int = 3, D: int = 2, schedule: Schedule = SIX) -> 
 def oracles() -> list[Oracle]:
     """One of each kind, in one dimension or several."""
     rng = np.random.default_rng(5)
-    points = rng.standard_normal((6, 3))
+    points = rng.normal(0, 0.5, (6, 3))  # so near that x_1 of one may be taken for another's
     return [
         oracle_of(SIX, (np.array([0.3, -0.2]), np.array([[1.0, 0.4], [0.4, 0.3]]))),
         oracle_of(SIX, (np.array([0.5]), np.zeros((1, 1)))),
@@ -300,7 +300,11 @@ def test_every_prediction_is_what_the_best_x_0_stands_for(oracle: Oracle, t: int
 def test_the_irreducible_loss_is_the_mean_of_the_squared_error_of_the_best_prediction(
     oracle: Oracle, predicts: str, rng: np.random.Generator
 ) -> None:
-    """Against 20,000 draws of x_0 and ε; one test in 1e9 fails by chance (6.1 standard errors)."""
+    """Against 20,000 draws of x_0 and ε; fewer than one test in 1e9 fails by chance.
+
+    8 standard errors, as the squares are skewed by up to γ = 10, and a mean over its own standard error is then
+    below -z about e^{γ z³ / 3√n} times as often as a normal.
+    """
     x_0 = oracle.draw(20_000, rng)
     eps = rng.standard_normal(x_0.shape)
     for t in (1, 4, 6):
@@ -308,7 +312,7 @@ def test_the_irreducible_loss_is_the_mean_of_the_squared_error_of_the_best_predi
         error = oracle.predict(x_t, t, predicts) - output_from_x_0(SIX, x_t, t, x_0, predicts)
         each = (error**2).mean(axis=1)
         exact = oracle.irreducible_loss(t, predicts, rng=None if oracle.D <= 2 else rng, draws=20_000)
-        tolerance = 6.1 * each.std() / np.sqrt(len(each)) * (1 if oracle.D <= 2 else np.sqrt(2)) + 1e-12
+        tolerance = 8 * each.std() / np.sqrt(len(each)) * (1 if oracle.D <= 2 else np.sqrt(2)) + 1e-12
         assert abs(each.mean() - exact) <= tolerance, (t, each.mean(), exact)
 
 
@@ -355,14 +359,17 @@ def test_a_component_of_weight_0_asks_for_no_finer_grid() -> None:
 
 @every_oracle
 def test_draws_have_the_moments_of_the_parts(oracle: Oracle, rng: np.random.Generator) -> None:
-    """Mean and every second moment of 20,000 draws within 6.1 standard errors: 1e-9 by chance for each of up to 9."""
-    x_0 = oracle.draw(20_000, rng)
-    assert x_0.shape == (20_000, *oracle.shape) and x_0.dtype == np.float64
+    """Mean and every second moment of 200,000 draws within 7 standard errors: under 1e-9 by chance for up to 12.
+
+    (With products skewed by up to γ = 14, for which see above.)
+    """
+    x_0 = oracle.draw(200_000, rng)
+    assert x_0.shape == (200_000, *oracle.shape) and x_0.dtype == np.float64
     mean = sum(w * g.mean for w, g in oracle.parts())
     second = sum(w * (g.cov + np.outer(g.mean, g.mean)) for w, g in oracle.parts())
     products = x_0[:, :, None] * x_0[:, None, :]
     for each, expected in [(x_0, mean), (products, second)]:
-        slack = 6.5 * each.std(axis=0) / np.sqrt(len(each)) + 1e-12
+        slack = 7 * each.std(axis=0) / np.sqrt(len(each)) + 1e-12
         assert (np.abs(each.mean(axis=0) - expected) <= slack).all()
 
 
