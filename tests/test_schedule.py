@@ -139,6 +139,12 @@ def test_warmup_over_nothing_is_constant_and_over_everything_linear_and_the_name
         Schedule.warmup(-0.1)
 
 
+def test_a_share_of_the_steps_that_is_no_whole_number_is_rounded_down() -> None:
+    with pytest.warns(UserWarning, match="not close to"):
+        beta = Schedule.warmup(0.28, 10).beta  # over 2.8 steps
+    assert beta.tolist() == [0, 1e-4] + 9 * [0.02]
+
+
 def test_jsd_forgets_one_part_in_T_each_step() -> None:
     for T in (1, 2, 7, 1000):
         s = Schedule.jsd(T)
@@ -252,6 +258,15 @@ def test_cutting_T_without_rescaling_beta_warns_with_the_gap(T: Any, gap: str, a
     said = rf"'linear' with T = {T}: L_T is {gap} bits/dim .* alpha_bar_T = {abar}, .*If T was changed, rescale beta\.$"
     with pytest.warns(UserWarning, match=said):
         Schedule.linear(T)
+
+
+def test_the_warning_begins_over_a_thousandth_of_a_bit() -> None:
+    """Of one step L_T is -½ log₂ β at |x_0| = 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Schedule.from_beta([2**-0.00198])
+    with pytest.warns(UserWarning, match=r"L_T is 0\.00102 bits/dim"):
+        Schedule.from_beta([2**-0.00204])
 
 
 def test_prior_gaps_of_the_papers_schedules_are_small() -> None:
