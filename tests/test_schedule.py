@@ -55,6 +55,18 @@ def test_beta_tilde_follows_eq_7(build: Callable[..., Schedule]) -> None:
     assert (schedule.beta_tilde[2:] > 0).all() and (schedule.beta_tilde <= beta).all()
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(T=st.integers(1, 2000))
+def test_alpha_bar_falls_and_beta_does_not_at_any_T(name: str, T: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        s = SCHEDULES[name](T)
+    assert s.alpha_bar[0] == 1 and (np.diff(s.alpha_bar) < 0).all() and s.alpha_bar[-1] >= 0
+    assert (np.diff(s.beta[1:]) >= -1e-15).all()
+    # Σ_{k≥t} of what each step hides is what is hidden at last: ᾱ_t = 1 - Σ_{s≤t} β_s ᾱ_{s-1}.
+    np.testing.assert_allclose(s.alpha_bar[1:], 1 - np.cumsum(s.beta[1:] * s.alpha_bar[:-1]), atol=1e-12)
+
+
 @given(betas)
 def test_beta_tilde_adds_the_precisions_of_both_neighbours(beta: Any) -> None:
     """Bayes: 1/β̃_t = α_t/β_t + 1/(1 - ᾱ_{t-1})."""
