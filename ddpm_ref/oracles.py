@@ -174,7 +174,8 @@ class MixtureOracle(Oracle):
 
         r_k(x_t) ∝ w_k N(x_t; √ᾱ_t m_k, ᾱ_t S_k + (1 - ᾱ_t) I)      x̂_0* = Σ_k r_k E_k[x_0 | x_t]
 
-    weights: (K,) ≥ 0 of sum 1.  means: (K, *shape).  covs: (K, D, D), or (K,) numbers or one number, times I each.
+    weights: (K,) ≥ 0 of sum 1.  means: (K, *shape).  covs: (K, D, D), or (K,) numbers or one number, times I each;
+    0, points, if not given.
     """
 
     def __init__(
