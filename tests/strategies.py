@@ -6,10 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ddpm_ref import Schedule, output_from_x_0, q_sample
+from ddpm_ref import PARAMETRISATIONS, Schedule, output_from_x_0, q_sample
 from ddpm_ref.checks import Array
 
 
@@ -25,8 +26,13 @@ def short(T: int) -> Schedule:
     return schedule_of(np.minimum(np.linspace(0.1 / T, 20 / T, T), 0.999))
 
 
+every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
+every_weight = pytest.mark.parametrize("weight", ["simple", "bound"])
+every_variance = pytest.mark.parametrize("var", ["beta", "beta_tilde"])
+
 betas = st.lists(st.floats(0.01, 0.9), min_size=1, max_size=6)
 schedules = betas.map(schedule_of)
+long = schedules.filter(lambda schedule: schedule.T > 1)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -11,6 +11,7 @@ from strategies import (
     SIX,
     assert_gradient,
     batch_shapes,
+    every_parametrisation,
     expand,
     gradient_per_image,
     grey_levels,
@@ -43,7 +44,6 @@ from ddpm_ref.checks import Array
 from ddpm_ref.gaussian import normal_kl
 
 ERRORS = {"squared": squared_error, "l1": absolute_error, "huber": huber_error}
-every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
 
 
 def bound(b: Any, output: Any = None, **kind: Any) -> Losses:

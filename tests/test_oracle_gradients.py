@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
-from strategies import SIX, schedules, seeds
+from strategies import SIX, every_parametrisation, every_variance, every_weight, long, seeds
 
 from ddpm_ref import (
-    PARAMETRISATIONS,
     Losses,
     MixtureOracle,
     Objective,
@@ -28,12 +27,6 @@ from ddpm_ref import (
 )
 from ddpm_ref.checks import Array
 from ddpm_ref.forward import posterior_coefficients
-
-every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
-every_weight = pytest.mark.parametrize("weight", ["simple", "bound"])
-every_variance = pytest.mark.parametrize("var", ["beta", "beta_tilde"])
-long = schedules.filter(lambda schedule: schedule.T > 1)
-
 
 # --- mixtures in one dimension, given x_t ----------------------------------------------------------------------------
 

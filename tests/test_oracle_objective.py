@@ -11,10 +11,9 @@ import pytest
 from dense_gaussian import gaussians, oracle_of
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import SIX, schedules, seeds
+from strategies import SIX, every_parametrisation, every_variance, every_weight, long, schedules, seeds
 
 from ddpm_ref import (
-    PARAMETRISATIONS,
     EmpiricalOracle,
     GaussianOracle,
     Losses,
@@ -28,12 +27,6 @@ from ddpm_ref import (
     simple_loss,
 )
 from ddpm_ref.checks import Array
-
-every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
-every_weight = pytest.mark.parametrize("weight", ["simple", "bound"])
-every_variance = pytest.mark.parametrize("var", ["beta", "beta_tilde"])
-long = schedules.filter(lambda schedule: schedule.T > 1)
-
 
 # --- exactly, for Gaussians of any dimension -------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dense_gaussian import affine, block, gaussians, oracle_of, q_joint
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
-from strategies import SIX, derivative, schedules, seeds
+from strategies import SIX, derivative, every_parametrisation, schedules, seeds
 
 from ddpm_ref import (
     PARAMETRISATIONS,
@@ -22,8 +22,6 @@ from ddpm_ref import (
     q_sample,
 )
 from ddpm_ref.checks import Array
-
-every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
 
 
 def some_x_t(D: int, seed: int = 0, n: int = 4) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Case, expand, noised, schedule_of, schedules
+from strategies import Case, every_parametrisation, expand, noised, schedule_of, schedules
 
 from ddpm_ref import (
     PARAMETRISATIONS,
@@ -28,7 +28,6 @@ from ddpm_ref import (
 from ddpm_ref.checks import Array
 
 LINEAR = schedule_of(np.linspace(1e-4, 0.02, 1000))
-every_parametrisation = pytest.mark.parametrize("predicts", PARAMETRISATIONS)
 
 
 def rng_normal(seed: int, *shape: int) -> Array:
