@@ -156,9 +156,9 @@ def _grid(deviations: Array, finest: float) -> tuple[Array, Array]:
     """Nodes (M, D) and weights (M,) of the trapezoidal rule for a mean over N(0, I), axis d being deviations[d] wide.
 
     For analytic functions it converges as e^{-2π d/h}, d the distance of their nearest pole from the real axis; what
-    depends on a component of deviation `finest` is no smoother than that component.
+    depends on a component of deviation `finest`, the smallest of all, is no smoother than that component.
     """
-    steps = (0.05 if len(deviations) == 1 else 0.1) * np.minimum(finest / deviations, 1)
+    steps = (0.05 if len(deviations) == 1 else 0.1) * finest / deviations
     halves = np.ceil(9 / steps).astype(int)
     if np.prod(2.0 * halves + 1) > _QUADRATURE_NODES:
         ratio = deviations.max() / finest
