@@ -131,7 +131,7 @@ def test_a_mixtures_posterior_is_bayes_rule_by_quadrature(schedule: Schedule, se
     rng = np.random.default_rng(seed)
     w, m, v = rng.dirichlet(np.ones(3)), rng.normal(0, 1, 3), rng.uniform(0.05, 1, 3)
     oracle = MixtureOracle(w, m[:, None], v[:, None, None], schedule)
-    x_0 = np.linspace(-9, 9, 6001)
+    x_0 = np.linspace(-15, 15, 9001)  # ten deviations around the farthest means
     prior = (w * stats.norm.pdf(x_0[:, None], m, np.sqrt(v))).sum(axis=1)
     for t in range(1, schedule.T + 1):
         abar = schedule.alpha_bar[t]
