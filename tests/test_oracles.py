@@ -314,16 +314,18 @@ def test_the_irreducible_loss_is_the_mean_of_the_squared_error_of_the_best_predi
         assert abs(each.mean() - exact) <= tolerance, (t, each.mean(), exact)
 
 
+@pytest.mark.parametrize("far", [0.5, 2, 5, 6.3])
 @pytest.mark.parametrize("t", [1, 3, 6])
-def test_the_irreducible_loss_of_two_points_is_its_integral(t: int) -> None:
-    """x_0 = ±1: x̂_0* = tanh(√ᾱ x_t / (1 - ᾱ)), so E Var[x_0 | x_t] = E sech²."""
+def test_the_irreducible_loss_of_two_points_is_its_integral(t: int, far: float) -> None:
+    """x_0 = ±a: x̂_0* = a tanh(√ᾱ a x_t / (1 - ᾱ)), so E Var[x_0 | x_t] = a² E sech². √ᾱ a is `far` deviations."""
     abar = SIX.alpha_bar[t]
-    mean, sd = np.sqrt(abar), np.sqrt(1 - abar)
+    a = far * np.sqrt((1 - abar) / abar)
     spread = integrate.quad(
-        lambda u: stats.norm.pdf(u) / np.cosh(mean * (mean + sd * u) / sd**2) ** 2, -12, 12, epsabs=1e-13, limit=200
+        lambda u: stats.norm.pdf(u) / np.cosh(far * (far + u)) ** 2, -15, 15, points=[-far], epsabs=0, limit=200
     )[0]
-    found = EmpiricalOracle([[-1.0], [1.0]], SIX).irreducible_loss(t)
-    np.testing.assert_allclose(found, abar / (1 - abar) * spread, rtol=1e-6)
+    found = EmpiricalOracle([[-a], [a]], SIX).irreducible_loss(t)
+    assert found > 1e-9
+    np.testing.assert_allclose(found, far**2 * spread, rtol=1e-6)
 
 
 @pytest.mark.parametrize("t", [1, 5, 20, 100])
