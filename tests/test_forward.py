@@ -230,3 +230,13 @@ def test_shapes_must_be_equal_not_just_broadcast(name: str) -> None:
     for other in (np.zeros((3, 1)), np.zeros((1, 2)), np.zeros(2), np.zeros((3, 2, 1))):
         with pytest.raises(ValueError, match=r"wanted the shape of x\w+, \(.*\), got \("):
             FUNCTIONS[name](LINEAR, np.zeros((3, 2)), 1, other)
+
+
+def test_of_one_step_for_all_the_variance_is_one_number() -> None:
+    x = np.ones((2, 3, 1))
+    for one, each in zip(
+        (q_mean_var(LINEAR, x, 7)[1], q_posterior(LINEAR, x, x, 7)[1]),
+        (q_mean_var(LINEAR, x, np.array([7, 8]))[1], q_posterior(LINEAR, x, x, np.array([7, 8]))[1]),
+        strict=True,
+    ):
+        assert np.shape(one) == () and np.shape(each) == (2, 1, 1)

@@ -157,6 +157,13 @@ def test_fixed_variances_are_the_tables_but_at_step_1_beta_tilde_2() -> None:
     assert LINEAR.beta_tilde[1] == 0 and LINEAR.beta[1] == 1e-4
 
 
+def test_with_two_steps_it_is_beta_tilde_2_and_a_float32_table_is_made_float64() -> None:
+    two = schedule_of([0.3, 0.6])
+    assert reverse_variance(two, "beta")[1] == two.beta_tilde[2] != two.beta[1]
+    table = reverse_variance(two, np.array([0, 0.1, 0.2], np.float32))
+    assert table.dtype == np.float64 and table[1] == np.float32(0.1)
+
+
 def test_with_a_single_step_the_fixed_variance_is_beta_1() -> None:
     one = Schedule.jsd(1)
     assert reverse_variance(one, "beta")[1] == reverse_variance(one, "beta_tilde")[1] == 1

@@ -198,6 +198,17 @@ def test_for_data_fixed_to_one_point_beta_tilde_is_the_true_reverse_variance() -
         np.testing.assert_allclose((x_t**2).sum(), 1 - LINEAR.alpha_bar[t], rtol=1e-9, atol=1e-25)
 
 
+@pytest.mark.parametrize("temperature", [float("inf"), float("nan"), -1.0])
+def test_a_temperature_that_is_none_is_an_error(temperature: float) -> None:
+    with pytest.raises(ValueError, match=f"temperature: wanted a finite number >= 0, got {temperature}"):
+        sample_steps(TEN, lambda x_t, t: x_t, X_T, lambda t: X_T, temperature=temperature)
+
+
+def test_a_first_step_that_leaves_only_noise_is_found_before_the_model_is_called() -> None:
+    with pytest.raises(ValueError, match="t = 1: alpha_bar_t = 0"):
+        sample_steps(Schedule.jsd(1), lambda x_t, t: x_t, X_T, lambda t: X_T)
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
