@@ -180,7 +180,8 @@ def test_the_bound_refuses_a_variance_of_0_and_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"var: .* every sigma_t\^2 > 0, since"):
         bound(b, var=np.array([1.0, 0, 1, 1, 1, 1, 1]))
     for change, message in [
-        ({"t": 1, "x_0": b.x_0[:, :1]}, "x_0: wanted the shape of x_t"),
+        ({"x_0": b.x_0.astype(int)}, "x_0: wanted a floating array"),
+        ({"x_t": b.x_t.astype(int)}, "x_t: wanted a floating array"),
         ({"t": 0}, r"t: wanted steps in 1\.\.6, got 0"),
         ({"t": np.array([1, 2, 7])}, r"t: wanted steps in 1\.\.6, got 1\.\.7"),
         ({"x_0": b.x_0[:, :1]}, "x_0: wanted the shape of x_t"),
