@@ -131,3 +131,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"ddpm_ref.{module}"), name)
     raise AttributeError(f"module 'ddpm_ref' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -30,6 +30,8 @@ class Oracle(ABC):
     """What every oracle gives, from its posterior p(x_0 | x_t). Subclasses: Gaussian, mixture, finite set of points."""
 
     def __init__(self, shape: tuple[int, ...], schedule: Schedule | None) -> None:
+        if not isinstance(schedule, Schedule | None):
+            raise ValueError(f"schedule: wanted a Schedule or None, got {type(schedule).__name__}")
         self.shape, self.D = shape, int(np.prod(shape))
         self.schedule = Schedule.linear() if schedule is None else schedule
 
