@@ -6,7 +6,7 @@ from zoo_changes import Mistake
 from zoo_mistakes import OF_THE_PROCESS
 from zoo_mistakes_around import AROUND_IT
 
-from ddpm_ref.conformance import PROPERTIES, check, sampling_properties
+from ddpm_ref.conformance import PROPERTIES, check, watched
 
 MISTAKES = (*OF_THE_PROCESS, *AROUND_IT)
 LOOP = tuple(p.id for p in PROPERTIES if p.needs == ("sample",))
@@ -21,7 +21,7 @@ def asked(mistake: Mistake) -> list[str]:
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[m.name for m in MISTAKES])
 def test_a_known_mistake_breaks_what_it_should_and_is_named(mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_properties, "ELEMENTS", 2304)  # fewer than usual: still enough for each of these
+    monkeypatch.setattr(watched, "ELEMENTS", 2304)  # fewer than usual: still enough for each of these
     animal = Animal(**mistake.conventions)
     mistake.change(animal)
     report = check(animal, only=asked(mistake))

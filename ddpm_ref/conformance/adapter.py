@@ -71,6 +71,7 @@ class Adapter:
 
     conventions: Conventions
     functions: dict[str, Callable[..., Any]] = field(repr=False)
+    changed: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -82,9 +83,14 @@ class Adapter:
 
     def __call__(self, name: str, *args: Any) -> Any:
         """Call a function on copies of the arrays; AdapterError, with the place, if it raises."""
+        copies = [a.copy() if isinstance(a, np.ndarray) else a for a in args]
         try:
             with np.errstate(all="ignore"):  # 0/0 at t = 1 is often made and not used
-                return self.functions[name](*(a.copy() if isinstance(a, np.ndarray) else a for a in args))
+                result = self.functions[name](*copies)
+            pairs = [(a, b) for a, b in zip(args, copies, strict=True) if isinstance(a, np.ndarray)]
+            if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+                self.changed.setdefault(name, True)
+            return result
         except _PASS:
             raise
         except NotImplementedError as error:
@@ -92,6 +98,12 @@ class Adapter:
         except Exception as error:
             hint = f"; is t_first = {self.conventions.t_first} right?" if isinstance(error, IndexError) else ""
             raise AdapterError(f"{name} raised {type(error).__name__}: {error}{_place(error)}{hint}") from error
+
+    def changes(self) -> list[str]:
+        """Notes on functions that were seen to overwrite their arguments, once each."""
+        new = [name for name, fresh in self.changed.items() if fresh]
+        self.changed.update(dict.fromkeys(new, False))
+        return [f"{name} overwrites its arguments" for name in new]
 
     def array(self, name: str, shape: tuple[int, ...], *args: Any, finite: bool = True) -> Array:
         """Its result as float64 of this shape."""

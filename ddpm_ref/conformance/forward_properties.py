@@ -86,6 +86,10 @@ NOISING_MISTAKES: Mistakes = {
         per_image(s.alpha_bar[t], x) * x + per_image(1 - s.alpha_bar[t], x) * e
     ),
     "√(1 - ᾱ_t) and √ᾱ_t are swapped": lambda s, t, x, e: q_sample(s, e, t, x),
+    "√ᾱ_t for √(1 - ᾱ_t) before ε": lambda s, t, x, e: per_image(np.sqrt(s.alpha_bar[t]), x) * (x + e),
+    "(1 - t/T) x_0 + t/T ε, the straight line of flow matching": lambda s, t, x, e: (
+        per_image(1 - t / s.T, x) * x + per_image(t / s.T, x) * e
+    ),
     "this is one step, Eq. 2": lambda s, t, x, e: q_step(s, x, t, e),
     "the noise is subtracted": lambda s, t, x, e: q_sample(s, x, t, -e),
 }
@@ -154,7 +158,13 @@ def composition(case: Case) -> None:
         (root_v, np.sqrt(V), lambda s, t: np.sqrt(1 - s.alpha_bar[t])),
     ):
         tol = case.tolerance(formula, t)[1] + 4 * drift * np.abs(wanted)
-        case.compare(got, wanted, tol, t, lambda: ("q_step and q_sample belong to different processes", None))
+        case.compare(got, wanted, tol, t, lambda: (_apart(case), None))
+
+
+def _apart(case: Case) -> str:
+    """Why noising steps and q_sample do not fit together, in words."""
+    wrong = [name for name, check in (("q-step", one_step), ("q-sample", noising)) if case.broken(check) is not None]
+    return f"follows from {' and '.join(wrong)}" if wrong else "q_step and q_sample belong to different processes"
 
 
 # --- Eqs. 6, 7 and 15 ------------------------------------------------------------------------------------------------
@@ -191,6 +201,10 @@ POSTERIOR_MISTAKES: Mistakes = {
         c_t=lambda s, t: np.sqrt(s.alpha_bar[t]) * (1 - s.alpha_bar[t - 1]) / (1 - s.alpha_bar[t])
     ),
     "ᾱ_t for ᾱ_{t-1} before x_t": _posterior(c_t=lambda s, t: np.sqrt(s.alpha[t])),
+    "ᾱ_t for ᾱ_{t-1}": _posterior(
+        c_0=lambda s, t: np.sqrt(s.alpha_bar[t]) * s.beta[t] / (1 - s.alpha_bar[t]),
+        c_t=lambda s, t: np.sqrt(s.alpha[t]),
+    ),
     "the coefficients of x_0 and x_t are swapped": lambda s, t, x_0, x_t: q_posterior(s, x_t, x_0, t)[0],
 }
 
@@ -272,6 +286,9 @@ def noise_from_x_0(case: Case) -> None:
                 per_image((1 - s.alpha_bar[t]) ** -0.5, x_t) * predict_eps(s, x_t, t, x_0)
             ),
             "the sign": lambda s, t, x_t, x_0: -predict_eps(s, x_t, t, x_0),
+            "ᾱ_t for √ᾱ_t before x_0": lambda s, t, x_t, x_0: (
+                (x_t - per_image(s.alpha_bar[t], x_t) * x_0) / per_image(np.sqrt(1 - s.alpha_bar[t]), x_t)
+            ),
             "not divided by √(1 - ᾱ_t)": lambda s, t, x_t, x_0: x_t - per_image(np.sqrt(s.alpha_bar[t]), x_t) * x_0,
         },
     )
@@ -293,7 +310,13 @@ def target_of(predicts: str) -> Formula:
 def training_target(case: Case) -> None:
     """What the network is trained to put out: ε, x_0, the posterior's mean, or v = √ᾱ_t ε - √(1 - ᾱ_t) x_0."""
     d, formula = draws(case), target_of(case.c.predicts)
-    mistakes: dict[str, Formula] = {"the sign": lambda s, t, x_0, e: -formula(s, t, x_0, e)}
+    mistakes: dict[str, Formula] = {
+        "the sign": lambda s, t, x_0, e: -formula(s, t, x_0, e),
+        "√(1 - ᾱ_t) ε, the noise as it is added, where ε is meant": lambda s, t, x_0, e: (
+            per_image(np.sqrt(1 - s.alpha_bar[t]), e) * e
+        ),
+        "√ᾱ_t x_0 - √(1 - ᾱ_t) ε: in v, x_0 and ε are swapped": lambda s, t, x_0, e: target_of("v")(s, t, e, x_0),
+    }
     for other in PARAMETRISATIONS:
         if other != case.c.predicts:
             mistakes[f'the target of {other}: declare predicts="{other}" if it is meant'] = target_of(other)

@@ -29,7 +29,10 @@ class Broken(Exception):
     wanted: object
     diagnosis: str = ""
     t: int | None = None
+    where: str = ""
 
+
+Check = Callable[["Case"], None]
 
 Mistakes = Mapping[str, Formula]
 
@@ -87,20 +90,46 @@ class Case:
     def process(self) -> Schedule:
         """What everything downstream is judged by: their own β, so that a wrong schedule breaks one line, not twenty.
 
-        Their betas(); else the declared schedule if their alpha_bar() agrees with it; else that ᾱ; else the declared.
+        The declared schedule if their alpha_bar() agrees with it but not with their betas(); else their betas(); else
+        the declared schedule if alpha_bar() agrees with it; else that ᾱ; else the declared schedule.
         """
-        if self.own_beta is not None:
-            return process_of(self.own_beta)
-        abar = self.own_alpha_bar
-        if abar is None:
-            if self.declared is None:
-                raise NotOffered("offer betas or alpha_bar, or declare a schedule")
-            return self.declared
-        if self.declared is not None:
-            wanted, tol = self.tolerance(lambda s, t: s.alpha_bar[t], np.arange(1, self.c.T + 1), s=self.declared)
-            if (np.abs(abar - wanted) <= tol).all():
-                return self.declared
+        abar, own, declared = self.own_alpha_bar, self.own_beta, self.declared
+        if own is not None:
+            alone = declared is not None and self._has(abar, declared) and not self._has(abar, process_of(own))
+            return declared if alone and declared is not None else process_of(own)
+        if abar is None and declared is None:
+            raise NotOffered("offer betas or alpha_bar, or declare a schedule")
+        if declared is not None and (abar is None or self._has(abar, declared)):
+            return declared
         return process_of(1 - abar / np.concatenate([[1.0], abar[:-1]]), alpha_bar=abar)
+
+    def _has(self, abar: Array | None, s: Schedule) -> bool:
+        """Whether this table is the ᾱ of a process."""
+        if abar is None:
+            return False
+        wanted, tol = self.tolerance(lambda s, t: s.alpha_bar[t], np.arange(1, self.c.T + 1), s=s)
+        return bool((np.abs(abar - wanted) <= tol).all())
+
+    def broken(self, check: Check) -> str | None:
+        """The diagnosis of another property if it is broken; None if it holds or cannot be asked."""
+        known: dict[Any, str | None] = self.shared.setdefault("broken", {})
+        if check not in known:
+            notes = self.notes[:]
+            try:
+                check(self)
+                known[check] = None
+            except Broken as b:
+                known[check] = b.diagnosis
+            except (NotOffered, NotThere, AdapterError, NotFinite):
+                known[check] = None
+            self.notes[:] = notes
+        return known[check]
+
+    def follows(self, *checks: tuple[str, Check]) -> None:
+        """NotOffered where one of these properties is broken and explains all that is wrong here."""
+        found = [name for name, check in checks if self.broken(check) is not None]
+        if found:
+            raise NotOffered(f"cannot be judged apart: it follows from {' and '.join(found)}")
 
     # --- inputs
 
@@ -202,7 +231,7 @@ class Case:
         excess = np.where(np.isfinite(error[row]), error[row] / tol[row], np.inf).reshape(-1)
         at = int(np.argmax(excess))
         one, other = float(np.reshape(got[row], -1)[at]), float(np.reshape(wanted[row], -1)[at])
-        raise Broken(one, other, words, t=int(t[row]))
+        raise Broken(one, other, words, t=int(t[row]), where=_extent(t, rows, int(self.c.theirs(t[row]))))
 
     def explain(
         self,
@@ -220,6 +249,10 @@ class Case:
         bad = ~(np.abs(got - wanted) <= tol)
         if got.ndim == 1 and (half := half_precision(got)):
             return half, None
+        if self.c.precision == "float64":
+            loose = tolerance(s, epsilon("float32"), formula, t, inputs)[1]
+            if (np.abs(got - wanted) <= loose).all():
+                return 'as precise as float32; declare precision="float32" if that is meant', None
         for text, wrong, process in self._suspects(formula, mistakes, s):
             try:
                 candidate, slack = tolerance(process, self.eps, wrong, t, inputs)
@@ -227,18 +260,17 @@ class Case:
                 continue
             if fits(got, candidate, slack, wanted, tol, bad):
                 return text, candidate
-        if self.c.precision == "float64":
-            loose = tolerance(s, epsilon("float32"), formula, t, inputs)[1]
-            if (np.abs(got - wanted) <= loose).all():
-                return 'as precise as float32; declare precision="float32" if that is meant', None
-        return constant_factor(got, wanted, bad), None
+        return half_precise(got, wanted, bad) or constant_factor(got, wanted, bad), None
 
     def _suspects(self, formula: Formula, mistakes: Mistakes, s: Schedule) -> list[tuple[str, Formula, Schedule]]:
         """The mistakes of one formula, then those of any: off by one, other tables than β's."""
         found = [(text, wrong, s) for text, wrong in mistakes.items()]
         for text, shift in (("the values of t - 1", -1), ("the values of t + 1", 1)):
             found.append((f"{text}: off by one step (or is it t_first?)", _shifted(formula, shift), s))
-        if self.own_alpha_bar is not None:
+        wrapped = process_of(s.beta[1:], alpha_bar=s.alpha_bar[1:])
+        wrapped.alpha_bar[0] = s.alpha_bar[-1]
+        found.append(("at t = 1, ᾱ_T for ᾱ_0: index t - 1 = -1 wraps round", formula, wrapped))
+        if self.own_alpha_bar is not None and self.slug != "alpha-bar":
             theirs = process_of(s.beta[1:], alpha_bar=self.own_alpha_bar)
             found.append(("as its own alpha_bar table says, which is not the product of 1 - β", formula, theirs))
         if self.declared is not None:
@@ -264,11 +296,39 @@ def _explained_rows(got: Array, wanted: Array, mistake: Array, eps: float) -> Ar
 def fits(got: Array, candidate: Array, slack: Array, wanted: Array, tol: Array, bad: Array) -> bool:
     """Whether a candidate explains (nearly) every value that is wrong, by more than being near what is wanted.
 
-    Nearly, because the two ends of t may differ.
+    And whether what is right does not contradict it. Nearly, because the two ends of t may differ.
     """
+    off = np.abs(candidate - wanted)
     near = np.abs(got - candidate) <= slack + tol + 1e-9 * np.abs(candidate)
-    apart = ~(np.abs(candidate - wanted) <= 0.5 * tol)
-    return bool(near[bad].mean() >= 0.9 and apart[bad].mean() >= 0.5)
+    apart, told = ~(off <= 0.5 * tol), bad | (off > 4 * (slack + tol))
+    return bool(near[bad].mean() >= 0.9 and apart[bad].mean() >= 0.5 and near[told].mean() >= 0.9)
+
+
+def _extent(t: Array, rows: Array, theirs: int) -> str:
+    """Of which of the t that were asked a break is one, in words to follow the first."""
+    known = np.unique(t)
+    if len(known) < 2:
+        return ""
+    bad = np.isin(known, t[rows])
+    first = int(np.argmax(bad))
+    if bad.all():
+        return "at all t"
+    if bad.sum() == 1:
+        return "only"
+    if bad[first:].all():
+        return "and from there on" + (" (does t overflow 8 bits?)" if theirs in (128, 256) else "")
+    last = len(bad) - 1 - int(np.argmax(bad[::-1]))
+    return f"up to t = {known[last]}" if bad[first : last + 1].all() else f"at {bad.sum()} of {len(bad)} t"
+
+
+def half_precise(got: Array, wanted: Array, bad: Array) -> str:
+    """Whether what came is what is wanted, but for errors of the size of half precision, without a trend."""
+    error, size = got - wanted, float(np.sqrt((wanted**2).mean()))
+    relative = float(np.sqrt((error**2).mean())) / size if size else np.inf
+    slope = float((error * wanted).mean()) / size**2 if size else np.inf
+    if 3e-5 < relative < 4e-3 and abs(slope) < 0.2 * relative and bad.mean() > 0.3:
+        return "as precise as half precision (float16 or bfloat16)"
+    return ""
 
 
 def half_precision(table: Array) -> str:
@@ -288,7 +348,8 @@ def constant_factor(got: Array, wanted: Array, bad: Array) -> str:
     with np.errstate(all="ignore"):
         ratio = (got / wanted)[bad]
     ratio = ratio[np.isfinite(ratio)]
-    if len(ratio) > 3 and np.ptp(ratio) <= 1e-3 * abs(np.median(ratio)):
+    middle = float(np.median(ratio)) if len(ratio) else 1.0
+    if len(ratio) > 3 and np.ptp(ratio) <= 1e-3 * abs(middle) and abs(middle - 1) > 1e-3:
         return f"{np.median(ratio):.6g} times what is wanted, everywhere"
     return ""
 

@@ -6,14 +6,20 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import AdapterError, NotFinite, NotThere
-from ddpm_ref.conformance.forward_properties import Draws, draws
+from ddpm_ref.conformance.forward_properties import Draws, draws, posterior_mean, posterior_variance
 from ddpm_ref.conformance.judge import Broken, Case, NotOffered
 from ddpm_ref.conformance.property import Property
-from ddpm_ref.conformance.reverse_properties import mean_formula, variance_formula, variance_output
+from ddpm_ref.conformance.reverse_properties import (
+    mean_formula,
+    reverse_mean,
+    reverse_variance,
+    variance_formula,
+    variance_output,
+)
 from ddpm_ref.conformance.tolerance import Formula
 from ddpm_ref.decoder import discretized_gaussian_log_likelihood
 from ddpm_ref.forward import q_posterior
-from ddpm_ref.gaussian import normal_kl
+from ddpm_ref.gaussian import log_normal_cdf, normal_kl
 from ddpm_ref.schedule import Schedule
 
 # Below this probability implementations clamp (1e-12 in the released code), and Φ differences lose their digits.
@@ -125,6 +131,13 @@ def _decoder_mistake(case: Case, got: Array, x_0: Array, mean: Array, var: Array
         "the sign": -wanted,
         "the density at x_0, not the bin's integral": density,
         "density times bin width, not the integral": density + math.log(bin_width),
+        "bins shifted by half": log_probability(case, x_0, mean - bin_width / 2, var)[0],
+        "bins shifted by half, the other way": log_probability(case, x_0, mean + bin_width / 2, var)[0],
+        "bins twice as wide": _other_bins(case, x_0, mean, var, 2.0),
+        "bins half as wide": _other_bins(case, x_0, mean, var, 0.5),
+        "bins of width (high - low) / levels, not / (levels - 1)": _other_bins(
+            case, x_0, mean, var, 1 - 1 / case.c.levels
+        ),
         "var is taken for σ": log_probability(case, x_0, mean, var**2)[0],
         "σ² = √var: the root is taken twice": log_probability(case, x_0, mean, np.sqrt(var))[0],
     }
@@ -141,6 +154,19 @@ def _decoder_mistake(case: Case, got: Array, x_0: Array, mean: Array, var: Array
     if not (np.abs(got - wanted) > tol)[inner].any():
         return "the bins at the ends do not reach to ±∞"
     return ""
+
+
+def _other_bins(case: Case, x_0: Array, mean: Array, var: Array, width: float) -> Array:
+    """log p with inner bins of another width, in those of this one: the end bins reach from there to ±∞."""
+    low, high = case.c.data_range
+    half, sigma = width * (high - low) / (case.c.levels - 1) / 2, np.sqrt(var)
+    b = np.where(x_0 >= high - half / 8, 40.0, (x_0 + half - mean) / sigma)
+    a = np.where(x_0 <= low + half / 8, -40.0, (x_0 - half - mean) / sigma)
+    flip = a > 0  # in the lower tail, where differences keep their digits
+    a, b = np.where(flip, -b, a), np.where(flip, -a, b)
+    with np.errstate(all="ignore"):
+        log_p: Array = np.log(np.exp(log_normal_cdf(b)) - np.exp(log_normal_cdf(a)))
+    return log_p
 
 
 def decoder_total(case: Case) -> None:
@@ -163,7 +189,7 @@ def decoder_total(case: Case) -> None:
 def prior(case: Case) -> None:
     """L_T = KL(q(x_T | x_0) ‖ N(0, I)), the mean over an image's elements, for each image."""
     t, rng = np.full(4, case.c.T), case.rng()
-    x_0 = case.images(rng, t) * np.array([0.2, 0.5, 1, 1]).reshape(-1, *[1] * len(case.c.shape))
+    x_0 = case.images(rng, t) * np.array([0.2, 1, 30, 100]).reshape(-1, *[1] * len(case.c.shape))
     x_0 = case.rounded(x_0)
     got = case.adapter.array("prior_kl", (4,), x_0.astype(case.c.dtype))
     axes, size = tuple(range(1, x_0.ndim)), int(np.prod(case.c.shape))
@@ -202,7 +228,15 @@ def bound(case: Case) -> None:
     gap = np.abs(q_posterior(s, d.x_0, d.x_t, d.t)[0] - mean(s, d.t, d.x_t, d.output))
     rounding = ((gap * off + off**2) / sigma2).reshape(len(d.t), -1).mean(axis=1) + 64 * case.eps
     tol = tol + apart + rounding * unit(case)
-    if (np.abs(got - wanted) <= tol).all() or _own_kl(case, d, v, got, rounding):
+    if (np.abs(got - wanted) <= tol).all():
+        return
+    if _own_kl(case, d, v, got, rounding):
+        case.follows(
+            ("posterior-mean", posterior_mean),
+            ("posterior-var", posterior_variance),
+            ("reverse-mean", reverse_mean),
+            ("reverse-var", reverse_variance),
+        )
         return
     size = int(np.prod(case.c.shape))
     wrong: dict[str, Formula] = {
@@ -275,6 +309,8 @@ def last_term(case: Case) -> None:
         if exact or least - tol <= got[0] / unit(case) <= most + tol:
             return
     text, wanted = next(iter(answers.items()))
+    if _is_own_decoder(case, d, v, got, mean):
+        case.follows(("decoder", decoder))
     words = ""
     for what, factor in (
         ("the sum over an image, not the mean", float(np.prod(case.c.shape))),
@@ -290,7 +326,29 @@ def last_term(case: Case) -> None:
             1 + got[0]
         ):
             words = f'Φ is {other}: declare decoder_cdf="{other}" if that is meant'
-    raise Broken(float(got[0]), wanted * unit(case), words or f"with σ_1² = {text}; no other common choice fits", t=1)
+    raise Broken(float(got[0]), wanted * unit(case), words or _density(case, d, v, got, mean, text), t=1)
+
+
+def _is_own_decoder(case: Case, d: Draws, v: tuple[Array, ...], got: Array, mean: Array) -> bool:
+    """Whether it is what their own decoder says of the mean and one of the variances."""
+    if "decoder" not in case.adapter:
+        return False
+    for sigma2 in _first_variances(case, d, v).values():
+        args = (x.astype(case.c.dtype) for x in (d.x_0, mean, np.broadcast_to(sigma2, mean.shape)))
+        own = -case.adapter.array("decoder", d.x_0.shape, *args, finite=False).mean()
+        if abs(got[0] - own) <= 1e-3 * (1 + abs(own)):
+            return True
+    return False
+
+
+def _density(case: Case, d: Draws, v: tuple[Array, ...], got: Array, mean: Array, first: str) -> str:
+    """Whether it is the density at x_0 that was taken for the bin's probability, perhaps with σ² for σ; in words."""
+    for sigma2 in _first_variances(case, d, v).values():
+        for text, var in (("", sigma2), (", and with σ² for σ", sigma2**2)):
+            density = 0.5 * ((d.x_0 - mean) ** 2 / var + np.log(2 * np.pi * var)).mean()
+            if abs(got[0] / unit(case) - density) <= 1e-2 * (1 + abs(density)):
+                return f"the density at x_0, not the probability of its bin{text}"
+    return f"what is wanted is with σ_1² = {first}"
 
 
 def _first_mean(case: Case, d: Draws, v: tuple[Array, ...]) -> tuple[Array, Array]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import to_numpy
-from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds
-from ddpm_ref.conformance.forward_properties import target_of
+from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
+from ddpm_ref.conformance.forward_properties import target_of, training_target
 from ddpm_ref.conformance.judge import Broken, Case, NotOffered
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.tolerance import Formula
@@ -107,13 +107,15 @@ def loss_of(
     weight: Any = None,
     predicts: str | None = None,
     change: Callable[[Array], Array] = lambda x: x,
+    own: Array | None = None,
 ) -> Formula:
     """The loss of each batch of 4 images that share a t, of (x_0, ε, output), as declared unless told otherwise."""
     error, reduction = error or case.c.error, reduction or case.c.loss_reduction
     target, factor = target_of(predicts or case.c.predicts), weight_of(case, weight)
 
     def formula(s: Schedule, t: Array, x_0: Array, eps: Array, output: Array) -> Array:
-        per_image = ERRORS[error](output, target(s, t, x_0, eps)).per_image * factor(s, t)
+        aim = target(s, t, x_0, eps) if own is None else own
+        per_image = ERRORS[error](output, aim).per_image * factor(s, t)
         if reduction != "mean":
             per_image = per_image * int(np.prod(case.c.shape))
         batches = per_image.reshape(-1, BATCH)
@@ -135,8 +137,21 @@ def loss(case: Case) -> None:
     wanted, tol = case.tolerance(loss_of(case), t, x_0, eps, output)
     tol = tol + 4 * case.eps * np.sqrt(BATCH * x_0[0].size) * np.abs(wanted)
     inputs = (x_0, eps, output)
+    if not (np.abs(got - wanted) <= tol).all() and _is_own_loss(case, got, tol, t, x_0, eps, output):
+        case.follows(("target", training_target), ("loss-weights", weights))
 
     case.compare(got, wanted, tol, steps, lambda: case.explain(got, loss_of(case), t, inputs, tol, loss_mistakes(case)))
+
+
+def _is_own_loss(case: Case, got: Array, tol: Array, t: Array, x_0: Array, eps: Array, output: Array) -> bool:
+    """Whether this is the loss with their own target and loss_weights."""
+    table, target = None, None
+    if "loss_weights" in case.adapter:
+        table = case.adapter.array("loss_weights", (case.c.T,), finite=False)
+    if "target" in case.adapter:
+        target = case.ask("target", t, x_0, None, eps)
+    own = loss_of(case, weight=table, own=target)(case.process, t, x_0, eps, output)
+    return bool((np.abs(got - own) <= tol + 1e-4 * np.abs(own)).all())
 
 
 def _one_loss(case: Case, rows: slice, t: Array, x_0: Array, eps: Array, output: Array) -> float:
@@ -187,29 +202,41 @@ def loss_mistakes(case: Case) -> dict[str, Formula]:
     return wrong
 
 
+DRAWS = 400  # of each step: half the weight at one end is seen
+
+
 def drawn_steps(case: Case) -> None:
     """Training draws t uniformly from all T steps: none outside, none left out, even counts.
 
-    Of 50 T draws: Pearson's χ² against its bound, false alarm below 1e-9; that a step is missed by chance, T e^-50.
+    Of 400 T draws: Pearson's χ², and the counts of both ends, against their bounds, false alarm below 1e-9; that a step
+    is missed by chance, T e^-400.
     """
-    n, T = 50 * case.c.T, case.c.T
-    drawn = case.adapter.array("draw_t", (n,), n)
+    T, times, words = case.c.T, DRAWS, ""
+    drawn = case.adapter.array("draw_t", (times * T,), times * T)
+    if T > 2 and (drawn == drawn[0]).all():  # one t for the whole batch: then of many batches
+        times, words = 30, "; a whole batch is given one t"
+        drawn = np.concatenate([case.adapter.array("draw_t", (1,), 1) for _ in range(times * T)])
     t = drawn - case.c.t_first + 1
     whole = np.rint(t)
     if (t != whole).any() or whole.min() < 1 or whole.max() > T:
         odd = drawn[(t != whole) | (whole < 1) | (whole > T)][0]
         low, high = (int(case.c.theirs(np.array(i))) for i in (1, T))
-        raise Broken(float(odd), f"whole numbers {low}..{high}", "a step that does not exist (or t_first)")
+        raise Broken(float(odd), f"whole numbers {low}..{high}", f"a step that does not exist (or t_first){words}")
     counts = np.bincount(whole.astype(int), minlength=T + 1)[1:]
-    if (counts == 0).any():
-        missing = int(np.argmax(counts == 0)) + 1
-        words = {1: "the first step is never trained", T: "the last step is never trained"}.get(missing, "")
-        raise Broken(0, "50 of 50 T draws on average", words, t=missing)
-    statistic = float(((counts - 50) ** 2 / 50).sum())
-    # Pearson's statistic has heavier tails than χ²: hence a thousandth of the false-alarm rate.
-    if statistic > chi_square_bounds(T - 1, FALSE_ALARM / 1000)[1]:
-        worst = int(np.argmax(np.abs(counts - 50))) + 1
-        raise Broken(int(counts[worst - 1]), "50 of 50 T draws on average", "t is not drawn uniformly", t=worst)
+    never, wanted = np.flatnonzero(counts == 0) + 1, f"{times} of {times} T draws on average"
+    if len(never):
+        ends = {1: "the first step is never trained", T: "the last step is never trained"}
+        which = "t is not drawn uniformly" if len(never) > 1 else ends.get(int(never[0]), "")
+        raise Broken(0, wanted, which + words, t=int(never[0]))
+    off = np.abs(counts - times) / np.sqrt(times)
+    # Pearson's statistic and counts have heavier tails than χ² and the normal: hence a thousandth of the rate.
+    uneven = float((off**2).sum()) > chi_square_bounds(T - 1, FALSE_ALARM / 1000)[1]
+    at_ends = max(off[0], off[-1]) > normal_bound(FALSE_ALARM / 1000)
+    if uneven or at_ends:
+        worst = int(np.argmax(off)) if uneven else int(off[-1] > off[0]) * (T - 1)
+        raise Broken(int(counts[worst]), wanted, f"t is not drawn uniformly{words}", t=worst + 1)
+    if words:
+        case.notes.append(words[2:])
 
 
 def moving_average(case: Case) -> None:
@@ -241,7 +268,10 @@ def moving_average(case: Case) -> None:
 
 def _ema_mistake(got: Array, average: Array, value: Array, decay: float, step: int) -> str:
     where = f"decay {decay}, step {step}"
+    steady = decay * average + (1 - decay) * value
     for text, wrong in (
+        ("decay is applied twice", decay**2 * average + (1 - decay**2) * value),
+        ("divided by 1 - decay^step, as Adam's averages are", steady / (1 - decay**step)),
         ("decay and 1 - decay are swapped", (1 - decay) * average + decay * value),
         ("the average does not move", average),
         ("the average is the last value", value),

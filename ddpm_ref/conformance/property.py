@@ -1,16 +1,14 @@
 """A property of the paper as an object, the result of asking it of an adapter, and the report of all."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ddpm_ref.conformance.adapter import Adapter, AdapterError, NotFinite, NotThere
-from ddpm_ref.conformance.judge import Broken, Case, NotOffered
-
-Check = Callable[[Case], None]
+from ddpm_ref.conformance.judge import Broken, Case, Check, NotOffered
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,11 @@ class Property:
             return replace(result, status="broken", got=bad.value, wanted="a finite number", diagnosis=str(bad))
         except Broken as b:
             theirs = None if b.t is None else int(adapter.conventions.theirs(np.asarray(b.t)))
-            return replace(
-                result, status="broken", t=b.t, their_t=theirs, got=b.got, wanted=b.wanted, diagnosis=b.diagnosis
-            )
+            facts = dict(t=b.t, their_t=theirs, where=b.where, got=b.got, wanted=b.wanted, diagnosis=b.diagnosis)
+            return replace(result, status="broken", **facts)
+        except Exception as error:  # one property's trouble must not take the others' results with it
+            return replace(result, status="error", diagnosis=f"the checker failed: {type(error).__name__}: {error}")
+        case.notes.extend(adapter.changes())
         return replace(result, diagnosis="; ".join(case.notes))
 
 
@@ -58,6 +58,7 @@ class Result:
     """What came of one property: "holds", "broken", "not offered" or "error".
 
     t: the paper's step at which it first breaks, their_t the same in their numbering; got and wanted there.
+    where: of which other t that is so.
     diagnosis: the known mistake that fits, the reason it was not asked, or a note.
     """
 
@@ -67,6 +68,7 @@ class Result:
     status: str
     t: int | None = None
     their_t: int | None = None
+    where: str = ""
     got: object = None
     wanted: object = None
     diagnosis: str = ""
@@ -82,11 +84,10 @@ class Result:
 
     def detail(self) -> str:
         """Where it breaks, what came, what is wanted, and why."""
-        where = (
-            ""
-            if self.t is None
-            else f"first at t = {self.t}" + (f" (their {self.their_t})" if self.their_t != self.t else "")
-        )
+        where = ""
+        if self.t is not None:
+            step = f"at t = {self.t}" + (f" (their {self.their_t})" if self.their_t != self.t else "")
+            where = f"{step} only" if self.where == "only" else f"first {step}{', ' * bool(self.where)}{self.where}"
         values = f"got {_shown(self.got)}, wanted {_shown(self.wanted)}"
         return ": ".join(filter(None, [where, values])) + (f" — {self.diagnosis}" if self.diagnosis else "")
 

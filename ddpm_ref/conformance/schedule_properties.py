@@ -77,6 +77,9 @@ def which_schedule(case: Case, beta: Array, wanted: Array) -> str:
                     continue
             if name != case.c.schedule and is_(other):
                 return f'this is schedule "{name}"{text}: declare it if it is meant'
+    sigmoid = 1e-4 + (0.02 - 1e-4) / (1 + np.exp(-np.linspace(-6, 6, T)))
+    if is_(sigmoid):
+        return "β itself a sigmoid from -6 to 6 between 1e-4 and 0.02, not ᾱ: declare the list of betas if it is meant"
     first, last = beta[0], beta[-1]
     return _shape_of_ends(beta, first, last, T)
 

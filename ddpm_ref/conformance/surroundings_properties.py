@@ -7,9 +7,11 @@ import numpy as np
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import AdapterError, NotThere, Stop
 from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
-from ddpm_ref.conformance.judge import Broken, Case, Explanation
+from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
 from ddpm_ref.conformance.property import Property
-from ddpm_ref.conformance.sampling_properties import Watched
+from ddpm_ref.conformance.reverse_properties import mean_formula, variance_formula
+from ddpm_ref.conformance.sampling_properties import silent
+from ddpm_ref.conformance.watched import Watched, chain_of
 
 # --- §3.3 ------------------------------------------------------------------------------------------------------------
 
@@ -30,6 +32,8 @@ def scaled(case: Case) -> None:
         return
     at = np.unravel_index(int(np.argmax(np.abs(got - wanted))), x.shape)
     words = f"grey level {x[at]}"
+    if (np.abs(got - wanted) <= 1e-6 * max(abs(low), abs(high))).all():
+        raise Broken(float(got[at]), float(wanted[at]), f"{words}: as precise as float32")
     for text, wrong in (
         ("[0, 1]: declare data_range=(0, 1) if that is meant", x / 255),
         ("[-1, 1]: declare data_range=(-1, 1) if that is meant", x / 127.5 - 1),
@@ -145,7 +149,7 @@ def mixture(case: Case) -> None:
         found = np.linalg.lstsq(basis, x.reshape(-1), rcond=None)[0]
         wanted = root * np.array([1 - lam, lam])
         paper = asked - c.t_first + 1
-        words = _noised_to(case, float(found.sum()))
+        words = _mixed(case, found, lam)
         if len(paper) != 1 or abs(paper[0] - t) > 1e-3:
             raise Broken(
                 f"t = {', '.join(f'{p:g}' for p in paper)}", f"t = {t}", f"λ = {lam}: asked at that t first{words}", t=t
@@ -170,11 +174,25 @@ def _offered_step(case: Case, a: Array, b: Array, t: int) -> int:
     return t
 
 
-def _noised_to(case: Case, total: float) -> str:
-    """Which step's √ᾱ the mix has."""
-    distance = np.abs(np.sqrt(case.process.alpha_bar) - total)
-    best = int(np.argmin(distance))
-    return f" (the mix is that of t = {best})" if distance[best] < 2e-3 else ""
+def _mixed(case: Case, found: Array, lam: float) -> str:
+    """What the factors of the two images say was mixed, in words: noised to another t, or mixed otherwise."""
+    roots, tol = np.sqrt(case.process.alpha_bar), 2e-3
+    total = float(found.sum())
+    step = int(np.argmin(np.abs(roots - total)))
+    if np.abs(found - roots[step] * np.array([1 - lam, lam])).max() < tol:
+        return f" (the mix is that of t = {step})"
+    if 0 < lam < 1:
+        root = roots[max(2, case.c.T // 2)]
+        for text, a, b in (
+            ("x_0' is mixed in, as §4.4 is printed, where x_t' is meant", (1 - lam) * root, lam),
+            ("√(1 - λ) and √λ", np.sqrt(1 - lam) * root, np.sqrt(lam) * root),
+            ("√(1 - λ²) and λ", np.sqrt(1 - lam**2) * root, lam * root),
+            ("√λ and √(1 - λ)", np.sqrt(lam) * root, np.sqrt(1 - lam) * root),
+            ("images that were not noised", 1 - lam, lam),
+        ):
+            if np.abs(found - [a, b]).max() < tol:
+                return f" {text}"
+    return ""
 
 
 def _judge_noise(case: Case, rest: Array, lam: float, t: int) -> None:
@@ -196,18 +214,29 @@ def _judge_noise(case: Case, rest: Array, lam: float, t: int) -> None:
 
 
 def chain(case: Case) -> None:
-    """After the mix the chain runs down as in Algorithm 2: the network is asked at t, t-1, …, 1, once each."""
+    """From the t it begins at the chain runs down as in Algorithm 2: t, t-1, …, 1, once each, and with noise.
+
+    Whether it begins at the t of the mix is another property's.
+    """
     c, rng = case.c, case.rng()
     a, b = (case.images(rng, np.zeros(2)) for _ in range(2))
     t = _offered_step(case, a, b, min(20, c.T))
     a, b = a.astype(c.dtype), b.astype(c.dtype)
     seen = Watched(case, 2)
     case.adapter.array("interpolate", a.shape, seen, a, b, int(c.theirs(np.array(t))), 0.5)
-    steps, wanted = seen.steps(), np.arange(t, 0, -1)
-    if len(steps) != t or not (np.abs(steps - wanted) <= 1e-3).all():
+    steps = seen.told() if seen.x else np.zeros(1)
+    wanted = np.arange(np.clip(np.nan_to_num(np.rint(steps[0])), t - 1, t + 1), 0, -1)
+    if len(steps) != len(wanted) or not (np.abs(steps - wanted) <= 1e-3).all():
         got = ", ".join(f"{x:g}" for x in steps[:3]) + (f" … {steps[-1]:g}" if len(steps) > 3 else "")
-        words = "the decoding begins one step below the noise level" if np.array_equal(steps, wanted[1:]) else ""
-        raise Broken(f"steps {got}", f"steps {t}, {t - 1}, {t - 2} … 1", words, t=t)
+        raise Broken(f"steps {got}", f"steps {t}, {t - 1}, {t - 2} … 1", t=t)
+    try:
+        links = chain_of(seen)
+    except NotOffered:  # too short
+        return
+    with np.errstate(all="ignore"):
+        z = (links.after - links.mean(mean_formula(case, clip=c.clip))) / links.sigma(variance_formula(case))
+    if words := silent(links, z):
+        raise Broken("no noise", "σ_t z", words, t=int(links.t.min()))
 
 
 PROPERTIES = (
