@@ -67,6 +67,8 @@ OF_THE_PROCESS = (
             "predict-eps",
             "reverse-mean",
             "step-mean",
+            "sample-steps",
+            "sample-last",
         ),
         "an extra factor at the front",
         1,
@@ -145,7 +147,7 @@ OF_THE_PROCESS = (
     Mistake(
         "√ᾱ_t for √ᾱ_{t-1} in the posterior",
         posterior_with(c_0=lambda a: a.b * np.sqrt(a.A) / (1 - a.A)),
-        ("posterior-mean", "reverse-mean", "step-mean", "sample-last"),
+        ("posterior-mean", "sample-last"),
         "√ᾱ_t for √ᾱ_{t-1}",
         1,
         {"form": "detour", "precision": "float64"},
@@ -153,7 +155,7 @@ OF_THE_PROCESS = (
     Mistake(
         "α for √α in the posterior",
         posterior_with(c_t=lambda a: (1 - a.A_prev) * a.a / (1 - a.A)),
-        ("posterior-mean", "reverse-mean", "step-mean", "sample-steps"),
+        ("posterior-mean", "sample-steps"),
         "α_t for √α_t",
         2,
         {"form": "detour", "precision": "float64"},
@@ -161,7 +163,7 @@ OF_THE_PROCESS = (
     Mistake(
         "√β for β in the posterior",
         posterior_with(c_0=lambda a: np.sqrt(a.b) * np.sqrt(a.A_prev) / (1 - a.A)),
-        ("posterior-mean", "reverse-mean", "step-mean", "sample-steps", "sample-last"),
+        ("posterior-mean", "sample-steps", "sample-last"),
         "√β_t for β_t",
         1,
         {"form": "detour", "precision": "float64"},
@@ -183,7 +185,7 @@ OF_THE_PROCESS = (
     Mistake(
         "predicts v but declared eps",
         lambda a: a.conventions.update(predicts="eps"),
-        ("predict-x-0", "target", "reverse-mean", "step-mean", "sample-steps", "loss"),
+        ("predict-x-0", "target", "sample-steps"),
         'predicts="v"',
         1,
         {"predicts": "v"},
@@ -191,7 +193,7 @@ OF_THE_PROCESS = (
     Mistake(
         "v with the other sign",
         method("target", lambda a, old, x, t, e: -old(x, t, e)),
-        ("target", "loss"),
+        ("target",),
         "the sign",
         1,
         {"predicts": "v"},
@@ -211,7 +213,7 @@ OF_THE_PROCESS = (
                 (x - a.at(a.b / np.sqrt(np.maximum(1 - a.A_prev, 1e-12)), t, x) * y) / a.at(np.sqrt(a.a), t, x)
             )
         ),
-        ("reverse-mean", "step-mean", "sample-last"),
+        ("reverse-mean", "step-mean", "sample-steps", "sample-last"),
         "√(1 - ᾱ_{t-1})",
         1,
     ),
@@ -286,8 +288,8 @@ OF_THE_PROCESS = (
     Mistake(
         "learned range read the wrong way round",
         method("variance", lambda a, old, x, t, v: old(x, t, -v)),
-        ("reverse-var", "step-noise"),
-        "",
+        ("reverse-var", "step-noise", "sample-steps"),
+        "are swapped",
         2,
         {"var": "learned_range"},
     ),

@@ -112,15 +112,14 @@ def alike(z: Array, threshold: float = 0.0, what: str = "noise") -> Finding | No
     ⟨a, b⟩ / ‖a‖ is N(0, 1) for independent normals; threshold: of the correlation, for likeness beyond doubt.
     """
     p = FALSE_ALARM / 8
-    if threshold and not 0.8 < rms(z) < 1.25:
-        return None  # what is alike may be a mistake of the mean
     every = max(1, len(z) * z[0, 0].size // NUMBERS)
     few = np.swapaxes(z[::every, :IMAGES], 0, 1).reshape(min(z.shape[1], IMAGES), -1)
     gram, length = few @ few.T, np.linalg.norm(few, axis=1)
     np.fill_diagonal(gram, 0)
     with np.errstate(all="ignore"):
         shared = 1.2 * normal_bound(p / len(few) ** 2) < np.abs(gram) / length / np.maximum(rms(few), 1e-30)
-        shared &= np.abs(gram) / np.outer(length, length) > threshold
+        correlation = np.abs(gram) / np.outer(length, length)
+    shared = (shared & (correlation > threshold)) | ((correlation > 0.999) & (few.shape[1] > 7))
     if shared.any():
         whole = shared.mean() > 0.5
         words = f"the batch shares its {what}" if whole else f"two images of the batch share their {what}"

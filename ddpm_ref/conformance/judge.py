@@ -251,7 +251,7 @@ class Case:
             return half, None
         if self.c.precision == "float64":
             loose = tolerance(s, epsilon("float32"), formula, t, inputs)[1]
-            if (np.abs(got - wanted) <= loose).all():
+            if (np.abs(got - wanted) <= loose).all() and len(np.unique(t)) > 1:
                 return 'as precise as float32; declare precision="float32" if that is meant', None
         for text, wrong, process in self._suspects(formula, mistakes, s):
             try:

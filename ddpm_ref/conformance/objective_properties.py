@@ -147,7 +147,7 @@ def _is_own_loss(case: Case, got: Array, tol: Array, t: Array, x_0: Array, eps: 
     """Whether this is the loss with their own target and loss_weights."""
     table, target = None, None
     if "loss_weights" in case.adapter:
-        table = case.adapter.array("loss_weights", (case.c.T,), finite=False)
+        table = tuple(case.adapter.array("loss_weights", (case.c.T,), finite=False))
     if "target" in case.adapter:
         target = case.ask("target", t, x_0, None, eps)
     own = loss_of(case, weight=table, own=target)(case.process, t, x_0, eps, output)

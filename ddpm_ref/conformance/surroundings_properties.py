@@ -7,10 +7,11 @@ import numpy as np
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import AdapterError, NotThere, Stop
 from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
+from ddpm_ref.conformance.freshness import alike
 from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
 from ddpm_ref.conformance.property import Property
-from ddpm_ref.conformance.reverse_properties import mean_formula, variance_formula
-from ddpm_ref.conformance.sampling_properties import silent
+from ddpm_ref.conformance.reverse_properties import mean_formula, step_noise, variance_formula
+from ddpm_ref.conformance.sampling_properties import NO_NOISE, silent
 from ddpm_ref.conformance.watched import Watched, chain_of
 
 # --- §3.3 ------------------------------------------------------------------------------------------------------------
@@ -110,11 +111,13 @@ LARGE = 1000.0  # images are made this large, so that the mix shows its coeffici
 
 
 class _First(Watched):
-    """A model that stops the loop at its first call."""
+    """A model that stops the loop when it was asked about the whole batch."""
 
     def __call__(self, x: Any, t: Any) -> Any:
-        super().__call__(x, t)
-        raise Stop
+        said = super().__call__(x, t)
+        if sum(len(x) for x in self.x) >= self.n:
+            raise Stop
+        return said
 
 
 def _first_call(case: Case, a: Array, b: Array, t: int, lam: float) -> tuple[Array, Array]:
@@ -125,7 +128,7 @@ def _first_call(case: Case, a: Array, b: Array, t: int, lam: float) -> tuple[Arr
             "interpolate", seen, a.astype(case.c.dtype), b.astype(case.c.dtype), int(case.c.theirs(np.array(t))), lam
         )
     except Stop:
-        return seen.x[0], np.unique(seen.t[0])
+        return np.concatenate(seen.x), np.unique(np.concatenate(seen.t))
     raise AdapterError("interpolate never called the model")
 
 
@@ -162,7 +165,10 @@ def mixture(case: Case) -> None:
             swapped = np.abs(found[::-1] - wanted).max() <= tol
             words = " λ and 1 - λ are swapped" if swapped else words
             raise Broken(float(found[at]), float(wanted[at]), f"factor of image {'ab'[at]} at λ = {lam}:{words}", t=t)
-        _judge_noise(case, x.reshape(-1) - basis @ found, lam, t)
+        noise = x.reshape(-1) - basis @ found
+        _judge_noise(case, noise, lam, t)
+        if shared := alike(noise.reshape(1, *x.shape), threshold=0.9):
+            raise Broken(shared.got, shared.wanted, shared.words, t=t)
 
 
 def _offered_step(case: Case, a: Array, b: Array, t: int) -> int:
@@ -224,7 +230,10 @@ def chain(case: Case) -> None:
     a, b = a.astype(c.dtype), b.astype(c.dtype)
     seen = Watched(case, 2)
     case.adapter.array("interpolate", a.shape, seen, a, b, int(c.theirs(np.array(t))), 0.5)
-    steps = seen.told() if seen.x else np.zeros(1)
+    if not seen.x:
+        raise AdapterError("interpolate never called the model")
+    seen = seen.put_together()
+    steps = seen.told()
     wanted = np.arange(np.clip(np.nan_to_num(np.rint(steps[0])), t - 1, t + 1), 0, -1)
     if len(steps) != len(wanted) or not (np.abs(steps - wanted) <= 1e-3).all():
         got = ", ".join(f"{x:g}" for x in steps[:3]) + (f" … {steps[-1]:g}" if len(steps) > 3 else "")
@@ -235,7 +244,8 @@ def chain(case: Case) -> None:
         return
     with np.errstate(all="ignore"):
         z = (links.after - links.mean(mean_formula(case, clip=c.clip))) / links.sigma(variance_formula(case))
-    if words := silent(links, z):
+    words = silent(links, z)
+    if words == NO_NOISE and not case.broken(step_noise):
         raise Broken("no noise", "σ_t z", words, t=int(links.t.min()))
 
 
