@@ -34,8 +34,9 @@ def broken(tmp_path: Path) -> str:
 def test_the_report_says_where_what_and_why(broken: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", broken]) == 1
     out = capsys.readouterr().out
-    assert "holds        §4               β_t is the declared schedule's\n" in out
-    assert "broken       Eq. 4            x_t from x_0 and ε\n             first at t = 1 (their 0): got " in out
+    assert "holds        beta                 §4               β_t is the declared schedule's\n" in out
+    assert "broken       q-sample             Eq. 4            x_t from x_0 and ε\n" in out
+    assert "\n             first at t = 1 (their 0), at all t: got " in out
     assert "— 1 - ᾱ_t where √(1 - ᾱ_t) is meant\n" in out
     assert f"broken: 3 hold, 1 broken, {len(PROPERTIES) - 4} not offered\n" in out
 

@@ -32,7 +32,7 @@ FUNCTIONS: dict[str, str] = {
     "reverse_step": "(x_t, t, output, z[, var_output]) -> x_{t-1}",
     "sample": "(model, n) -> (n, …)  the whole sampling loop, drawing its own noise, with model(x, t) -> output in "
     "place of the network; (output, var_output) where variances are learned",
-    "loss": "(x_0, t, eps, output) -> one number, or one per image, or one per element",
+    "loss": "(x_0, t, eps, output) -> one number, or one per image, or one per element; of a sum of losses, one part",
     "loss_weights": "() -> (T,)  factors on the error of what is predicted",
     "decoder": "(x_0, mean, var) -> log-likelihood per element",
     "prior_kl": "(x_0) -> (N,)  L_T per dimension",
@@ -176,21 +176,40 @@ def _place(error: BaseException) -> str:
 def load_adapter(adapter: object) -> Adapter:
     """The adapter behind a path "my_adapter.py", "package.module", either with ":Name", or an object or module.
 
-    A class is called without arguments. Raises AdapterError (cannot be imported, offers nothing) or ValueError (an
-    unknown convention, a name that is nearly that of a function).
+    A class, or a function that makes one, is called without arguments. Of a file or module that has no function of its
+    own but one class or object that has, it is that. Raises AdapterError (cannot be imported, offers nothing) or
+    ValueError (an unknown convention, a name that is nearly that of a function).
     """
     if isinstance(adapter, Adapter):
         return adapter
     name = getattr(adapter, "__name__", type(adapter).__name__)
     if isinstance(adapter, (str, Path)):
         adapter, name = _import(str(adapter))
-    if inspect.isclass(adapter):
+    if inspect.isclass(adapter) or inspect.isfunction(adapter):
         try:
             adapter = adapter()
         except Exception as error:
             raise AdapterError(f"{name}() raised {type(error).__name__}: {error}{_place(error)}") from error
     conventions = from_dict(getattr(adapter, "conventions", {}), name)
-    return Adapter(conventions, _functions(adapter))
+    functions = _functions(adapter)
+    for known, function in functions.items():
+        _check_arguments(known, function, conventions.learned)
+    return Adapter(conventions, functions)
+
+
+def _check_arguments(name: str, function: Callable[..., Any], learned: bool) -> None:
+    """AdapterError if it cannot be called with the arguments of that name."""
+    written = FUNCTIONS[name][1 : FUNCTIONS[name].index(")")]
+    least, _, more = written.partition("[, ")
+    count = len([w for w in least.split(",") if w.strip()]) + (1 if more and learned else 0)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        raise AdapterError(f"{name}: wanted a function of ({written}), got one of {signature}") from None
 
 
 def _import(text: str) -> tuple[Any, str]:
@@ -204,21 +223,41 @@ def _import(text: str) -> tuple[Any, str]:
         raise
     except Exception as error:
         place = "" if isinstance(error, ModuleNotFoundError) else _place(error)
+        if isinstance(error, ModuleNotFoundError) and Path(f"{where}.py").is_file():
+            place = f"; {where}.py is there: is that meant?"
         raise AdapterError(f"{where}: {type(error).__name__}: {error}{place}") from error
     if not attribute:
-        return module, Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+        inside = _inside(module)
+        if len(inside) > 1:
+            raise AdapterError(
+                f"{where} has no function of its own, but {', '.join(inside)} have: check {where}:{inside[0]}, say"
+            )
+        stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+        return (getattr(module, inside[0]), inside[0]) if inside else (module, stem)
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise AdapterError(f"{where} has no {attribute!r}{did_you_mean(attribute, public)}")
     return getattr(module, attribute), attribute
 
 
+def _inside(module: ModuleType) -> list[str]:
+    """The objects of a module that offer functions, or else its classes, if it has no such function of its own."""
+    public = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+    own = [k for k in FUNCTIONS if k in public and getattr(public[k], "__module__", module.__name__) == module.__name__]
+    if own:
+        return []
+    offering = [k for k, v in public.items() if any(callable(getattr(v, name, None)) for name in FUNCTIONS)]
+    objects = [k for k in offering if getattr(type(public[k]), "__module__", "") == module.__name__]
+    classes = [k for k in offering if inspect.isclass(public[k]) and public[k].__module__ == module.__name__]
+    return objects or classes
+
+
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise AdapterError(f"{path}: no such file")
     folder = str(path.resolve().parent)
-    if folder not in sys.path:  # for what lies beside it, also when imported later by one of its functions
-        sys.path.insert(0, folder)
+    if folder not in sys.path:  # for what lies beside it, also when imported later by one of its functions; last, so
+        sys.path.append(folder)  # that an adapter named as the package it adapts does not stand before it
     spec = importlib.util.spec_from_file_location(f"_adapter_{path.stem}", path.resolve())
     if spec is None or spec.loader is None:
         raise AdapterError(f"{path}: cannot be imported")
@@ -236,15 +275,20 @@ def _functions(adapter: Any) -> dict[str, Callable[..., Any]]:
             continue
         if not callable(value):
             if name not in TABLES:
-                raise ValueError(f"{name}: wanted a function {FUNCTIONS[name]}, got {type(value).__name__}")
+                wanted = f"wanted a function {FUNCTIONS[name]}, got {type(value).__name__}"
+                raise ValueError(f"{name}: {wanted} (what is not for the checker may begin with _)")
             value = _constant(value)
         found[name] = value
+    near = {}
     for name in _own_names(adapter):
-        near = did_you_mean(name, [known for known in FUNCTIONS if known not in found], cutoff=0.8)
-        if "did you mean" in near:
-            raise ValueError(f"{name}: not a function the checker knows{near} (a helper's name may begin with _)")
+        hint = did_you_mean(name, [known for known in FUNCTIONS if known not in found], cutoff=0.8)
+        if "did you mean" in hint:
+            near[name] = hint
     if not found:
-        raise AdapterError("the adapter offers none of the functions: " + ", ".join(FUNCTIONS))
+        hints = "".join(f" ({name}{hint})" for name, hint in near.items())
+        raise AdapterError(f"the adapter offers none of the functions{hints}: " + ", ".join(FUNCTIONS))
+    for name, hint in near.items():
+        raise ValueError(f"{name}: not a function the checker knows{hint} (a helper's name may begin with _)")
     return found
 
 

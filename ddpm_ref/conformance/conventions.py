@@ -1,6 +1,7 @@
 """What an implementation may choose, declared once: the conventions of an adapter, with the paper's as defaults."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -23,6 +24,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "interpolation_noise": ("independent", "shared"),
     "precision": ("float32", "float64"),
 }
+
+ELSEWHERE = {
+    "fixedlarge": "beta", "fixedlargelog": "beta", "fixedsmall": "beta_tilde", "fixedsmalllog": "beta_tilde",
+    "posterior": "beta_tilde", "learned": "learned_log", "epsilon": "eps", "noise": "eps", "prednoise": "eps",
+    "sample": "x_0", "x0": "x_0", "xstart": "x_0", "startx": "x_0", "predx0": "x_0", "vprediction": "v", "predv": "v",
+    "xprev": "mu", "previousx": "mu", "mse": "squared", "l2": "squared", "smoothl1": "huber",
+}  # fmt: skip
+"""What others call these choices, without its punctuation."""
 
 _OR_TABLE = ("var", "loss_weight")
 _BOUNDS = ("beta_min", "beta_max")
@@ -67,7 +76,9 @@ class Conventions:
         "of ε), or a list of T",
         "simple",
     )
-    units: str = _says('of decoder, prior_kl, bound_term: "nats" or "bits"', "nats")
+    units: str = _says(
+        'of decoder, prior_kl, bound_term: "nats" or "bits" (where they differ, the adapter converts)', "nats"
+    )
     decoder_cdf: str = _says('Φ of the decoder: "exact", or "tanh", the approximation of the released code', "exact")
     embedding_order: str = _says('"sin_cos", "cos_sin" or "interleaved" (sin, cos, sin, cos …)', "sin_cos")
     embedding_spacing: str = _says('frequencies run over i / (half - 1) ("half-1") or i / half ("half")', "half-1")
@@ -152,7 +163,10 @@ def from_dict(given: object, name: str) -> Conventions:
     try:
         return Conventions(**{"name": name, **given})
     except ValueError as error:
-        raise ValueError(f"conventions: {error}") from None
+        key = str(error).partition(":")[0]
+        meant = ELSEWHERE.get(re.sub("[^a-z0-9]", "", str(given.get(key, "")).lower()))
+        hint = f"; did you mean {meant!r}?" if meant in CHOICES.get(key, ()) else ""
+        raise ValueError(f"conventions: {error}{hint}") from None
 
 
 def did_you_mean(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:

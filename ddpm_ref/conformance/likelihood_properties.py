@@ -149,7 +149,7 @@ def _decoder_mistake(case: Case, got: Array, x_0: Array, mean: Array, var: Array
             )[0]
     ok = np.isfinite(tol) & (wanted > math.log(1e-3))
     for text, other in tries.items():
-        if np.abs(got - other)[ok].max() <= 1e-3 + np.where(np.isfinite(tol), tol, 0)[ok].max():
+        if np.abs(got - np.maximum(other, got.min()))[ok].max() <= 1e-3 + np.where(np.isfinite(tol), tol, 0)[ok].max():
             return text
     inner = ok & ~ends
     if not (np.abs(got - wanted) > tol)[inner].any():
@@ -307,12 +307,14 @@ def last_term(case: Case) -> None:
         answers[text] = wanted = float(-log_p.mean())
         least, most = (np.where(lost, nats, -log_p).mean() for nats in (-math.log(SMALLEST), FLOOR))
         exact = abs(got[0] / unit(case) - wanted) <= tol + 0.01 * np.where(lost, -log_p, 0).mean()
-        clamped = any(abs(got[0] / unit(case) - np.where(lost, f, -log_p).mean()) <= 2 * tol for f in DEEP_FLOORS)
+        clamped = any(
+            abs(got[0] / unit(case) - np.minimum(-log_p, f).mean()) <= 2 * tol + 1e-3 * f for f in DEEP_FLOORS
+        )
         if exact or clamped or least - tol <= got[0] / unit(case) <= most + tol:
             return
     text, wanted = next(iter(answers.items()))
     if _is_own_decoder(case, d, v, got, mean):
-        case.follows(("decoder", decoder))
+        case.follows(("decoder", decoder), ("reverse-var", reverse_variance))
     words = ""
     for what, factor in (
         ("the sum over an image, not the mean", float(np.prod(case.c.shape))),
@@ -335,7 +337,10 @@ def _is_own_decoder(case: Case, d: Draws, v: tuple[Array, ...], got: Array, mean
     """Whether it is what their own decoder says of the mean and one of the variances."""
     if "decoder" not in case.adapter:
         return False
-    for sigma2 in _first_variances(case, d, v).values():
+    variances = list(_first_variances(case, d, v).values())
+    if case.c.learned and case.broken(reverse_variance) is not None:
+        variances.append(case.ask("p_mean_var", d.t, d.x_t, None, d.output, *v, pick=1))
+    for sigma2 in variances:
         args = (x.astype(case.c.dtype) for x in (d.x_0, mean, np.broadcast_to(sigma2, mean.shape)))
         own = -case.adapter.array("decoder", d.x_0.shape, *args, finite=False).mean()
         if abs(got[0] - own) <= 1e-3 * (1 + abs(own)):

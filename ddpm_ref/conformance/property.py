@@ -45,8 +45,8 @@ class Property:
             return replace(result, status="broken", got=bad.value, wanted="a finite number", diagnosis=str(bad))
         except Broken as b:
             theirs = None if b.t is None else int(adapter.conventions.theirs(np.asarray(b.t)))
-            facts = dict(t=b.t, their_t=theirs, where=b.where, got=b.got, wanted=b.wanted, diagnosis=b.diagnosis)
-            return replace(result, status="broken", **facts)
+            result = replace(result, status="broken", t=b.t, their_t=theirs, where=b.where)
+            return replace(result, got=b.got, wanted=b.wanted, diagnosis=b.diagnosis)
         except Exception as error:  # one property's trouble must not take the others' results with it
             return replace(result, status="error", diagnosis=f"the checker failed: {type(error).__name__}: {error}")
         case.notes.extend(adapter.changes())
@@ -75,7 +75,7 @@ class Result:
 
     def lines(self) -> list[str]:
         """The result as the report prints it: one line, and a second where something is wrong."""
-        head = f"{self.status:<12} {self.equation:<16} {self.title}"
+        head = f"{self.status:<12} {self.id:<20} {self.equation:<16} {self.title}"
         if self.status == "broken":
             return [head, " " * 13 + self.detail()]
         if self.status == "error":
@@ -135,7 +135,20 @@ class Report:
     def table(self) -> str:
         """The report as text."""
         lines = [line for r in self for line in r.lines()]
-        return "\n".join([*lines, f"{self.adapter.name}: {self.summary()}"])
+        return "\n".join([*lines, f"{self.adapter.name}: {self.summary()}", *self.hints()])
+
+    def hints(self) -> list[str]:
+        """What many lines say alike, and what to declare if it is so."""
+        c = self.adapter.conventions
+        found = []
+        for words, advice in (
+            ("as precise as float32", 'precision="float32"'),
+            ("off by one step", f"t_first={1 - c.t_first}"),
+        ):
+            count = sum(words in r.diagnosis for r in self.broken)
+            if count > 2:
+                found.append(f"{count} lines say {words!r}: is {advice} to be declared?")
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data: name, conventions, results, summary."""

@@ -13,7 +13,7 @@ from ddpm_ref.conformance.forward_properties import (
     posterior_mean,
     spread,
 )
-from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
+from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered, half_precision
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.schedule_properties import VARIANCE_MISTAKES
 from ddpm_ref.conformance.tolerance import Formula
@@ -108,7 +108,12 @@ def mean_mistakes(case: Case) -> dict[str, Formula]:
             ),
             "ε is added, not subtracted": eq_11(lambda s, t: -s.beta[t] / np.sqrt(1 - s.alpha_bar[t])),
         }
-    predicts = case.c.predicts
+    predicts, right = case.c.predicts, mean_formula(case)
+    low, high = case.c.data_range
+    wrong["the mean itself is clipped to data_range"] = lambda s, t, x, y: np.clip(right(s, t, x, y), low, high)
+    wrong["x̂_0 is clipped to [0, 1], not to data_range"] = lambda s, t, x, y: q_posterior(
+        s, np.clip(output_to_x_0(s, x, t, y, predicts), 0, 1), x, t
+    )[0]
     wrong["this is x̂_0 itself"] = lambda s, t, x, y: output_to_x_0(s, x, t, y, predicts)
     for text, posterior in POSTERIOR_MISTAKES.items():
         wrong[f"Eq. 7 with {text}"] = lambda s, t, x, y, f=posterior: f(s, t, output_to_x_0(s, x, t, y, predicts), x)
@@ -119,9 +124,9 @@ def mean_mistakes(case: Case) -> dict[str, Formula]:
     return wrong
 
 
-def ask_mean(case: Case, name: str, d: Draws) -> Array:
-    """Their μ_θ: of p_mean_var, or of reverse_step with z = 0."""
-    more = variance_output(case, d.t)
+def ask_mean(case: Case, name: str, d: Draws, v: tuple[Array, ...] | None = None) -> Array:
+    """Their μ_θ: of p_mean_var, or of reverse_step with z = 0; v: what the network says of σ_t², or some."""
+    more = variance_output(case, d.t) if v is None else v
     if name == "p_mean_var":
         return case.ask(name, d.t, d.x_t, None, d.output, *more, pick=0)
     return case.ask(name, d.t, d.x_t, None, d.output, np.zeros_like(d.x_t), *more)
@@ -219,17 +224,19 @@ def clipping(case: Case) -> None:
     side = rng.choice([-1.0, 1.0], shape)
     far = np.where(rng.random(shape) < 0.5, rng.uniform(0.1, 0.9, shape), rng.uniform(1.1, 2.5, shape))
 
-    def mean_at(factor: Array | float) -> tuple[Array, Array]:
-        """Their mean for x̂_0 at this distance from the middle, and how far rounding may lead."""
+    def mean_at(factor: Array | float) -> tuple[Array, Array, Array]:
+        """Their mean for x̂_0 at this distance from the middle, and how far rounding may lead, and x̂_0 itself."""
         x_0_hat = middle + side * half * factor
         output = case.rounded(output_from_x_0(case.process, d.x_t, d.t, x_0_hat, case.c.predicts))
         mean = ask_mean(case, name, Draws(d.t, d.x_0, d.eps, d.x_t, output))
         tol = case.tolerance(mean_formula(case, form="Eq. 7"), d.t, d.x_t, output)[1]
-        return mean, tol + 4 * case.eps * (np.abs(mean) + np.abs(d.x_t))
+        estimate_of: Formula = lambda s, t, x, y: output_to_x_0(s, x, t, y, case.c.predicts)  # noqa: E731
+        off = case.tolerance(estimate_of, d.t, d.x_t, output)[1]
+        return mean, tol + 4 * case.eps * (np.abs(mean) + np.abs(d.x_t)), off
 
-    (near, tol_near), (inside, tol_inside), (got, tol_got) = (mean_at(f) for f in (0.3, 0.9, far))
+    (near, tol_near, _), (inside, tol_inside, _), (got, tol_got, off) = (mean_at(f) for f in (0.3, 0.9, far))
     slope, reach = (inside - near) / 0.6, (far - 0.9) / 0.6
-    tol = tol_got + np.abs(1 + reach) * tol_inside + np.abs(reach) * tol_near
+    tol = tol_got + np.abs(1 + reach) * tol_inside + np.abs(reach) * tol_near + np.abs(slope) / half * off
 
     def at(x_0_hat: Array) -> Array:
         """The mean at x̂_0, from the two inside."""
@@ -250,7 +257,10 @@ def clipping(case: Case) -> None:
             ("x̂_0 is clipped to [0, 1], not to data_range", at(np.clip(x_0_hat, 0, 1))),
             ("x̂_0 is clipped from above only", at(np.minimum(x_0_hat, high))),
             ("x̂_0 is clipped from below only", at(np.maximum(x_0_hat, low))),
-            ("the mean itself is clipped, not x̂_0", np.clip(free, low, high)),
+            (
+                "the mean itself is clipped, not x̂_0",
+                np.clip(q_posterior(case.process, x_0_hat, d.x_t, d.t)[0], low, high),
+            ),
             (
                 "x̂_0 is divided by its largest value where that is beyond data_range",
                 at(middle + (x_0_hat - middle) / threshold),
@@ -259,7 +269,7 @@ def clipping(case: Case) -> None:
             wanted = clipped if case.c.clip else free
             if not np.array_equal(other, wanted) and (np.abs(got - other) <= tol).all():
                 return text, other
-        return "", None
+        return half_precision(got), None
 
     case.compare(got, clipped if case.c.clip else free, tol, d.t, why)
 

@@ -8,13 +8,17 @@ import numpy as np
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import AdapterError, NotFinite, NotThere, Stop, to_numpy
 from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
+from ddpm_ref.conformance.forward_properties import Draws, estimate, posterior_mean
 from ddpm_ref.conformance.freshness import MANY, SILENT, Finding, alike, not_normal, reused, rms
-from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
+from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered, shifted
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.reverse_properties import (
     CLAMPED_NOISE,
+    ask_mean,
+    clipping,
     mean_formula,
     mean_mistakes,
+    reverse_mean,
     step_mean,
     variance_formula,
     variance_mistakes,
@@ -122,7 +126,7 @@ def transitions(case: Case) -> None:
         if not copied and 0.8 < rms(z) < 1.25:  # else what is alike may be a mistake of the mean
             copied = alike(z, threshold=0.9)
         found = copied if copied and not words else found
-        words = words or found.words if copied else words or _likeliest(case, chain.some()) or found.words
+        words = found.words if copied else _likeliest(case, chain.some()) or words or found.words
         raise Broken(found.got, found.wanted, words, t=found.t)
     late = z[sigma.reshape(len(z), -1).min(axis=1) > 1e4 * case.eps]  # where rounding is far below σ
     found = reused(z, chain.x_t, chain.t)
@@ -153,13 +157,19 @@ def _likeliest(case: Case, chain: Chain) -> str:
     mean, sigma = chain.mean(right), chain.sigma(var)
     if not chain.finding(mean, sigma):
         return ""  # too few of the steps show it
-    tries = _own_mean(case, chain, sigma)
+    n, rows = chain.x_t.shape[1], (-1, *case.c.shape)
+    x, y, *v = (a.reshape(rows) for a in (chain.x_t, chain.output, *chain.var_output))
+    text, own = _own_mean(case, np.repeat(chain.t, n), x, y, tuple(v))
+    tries = [] if own is None else [(text, own.reshape(mean.shape), sigma)]
     other = "x̂_0 is not clipped" if case.c.clip else "x̂_0 is clipped: declare clip=True if that is meant"
     means = {other: mean_formula(case, clip=not case.c.clip)} | mean_mistakes(case)
     tries += [(text, chain.mean(f), sigma) for text, f in means.items()]
     tries += [("σ_t² where σ_t is meant: the variance is used as the standard deviation", mean, sigma**2)]
     tries += [("σ_t = β^¼: the root of the variance is taken twice", mean, np.sqrt(sigma))]
     tries += [(text, mean, chain.sigma(f)) for text, f in variance_mistakes(case).items()]
+    for text, by in (("t - 1", -1), ("t + 1", 1)):
+        m, sd = chain.mean(shifted(right, by)), chain.sigma(shifted(var, by))
+        tries += [(f"the values of {text}, of mean and noise, while the model is asked at t", m, sd)]
     least, words = np.inf, ""
     for text, m, sd in tries:
         with np.errstate(all="ignore"):
@@ -169,17 +179,27 @@ def _likeliest(case: Case, chain: Chain) -> str:
     return words
 
 
-def _own_mean(case: Case, chain: Chain, sigma: Array) -> list[tuple[str, Array, Array]]:
-    """What their reverse_step gives without noise, if step-mean is broken."""
-    if "reverse_step" not in case.adapter or (words := case.broken(step_mean)) is None:
-        return []
-    rows = chain.x_t.shape[0] * chain.x_t.shape[1]
-    x, y, *v = (a.reshape(rows, *case.c.shape) for a in (chain.x_t, chain.output, *chain.var_output))
+CAUSES = (
+    ("posterior-mean", posterior_mean),
+    ("predict-x-0", estimate),
+    ("clip", clipping),
+    ("step-mean", step_mean),
+    ("reverse-mean", reverse_mean),
+)
+
+
+def _own_mean(case: Case, t: Array, x_t: Array, output: Array, v: tuple[Array, ...]) -> tuple[str, Array | None]:
+    """What their own reverse step gives without noise, if one of its parts is broken, and what is said of that."""
+    found = [(id, words) for id, check in CAUSES if (words := case.broken(check)) is not None]
+    name = "reverse_step" if "reverse_step" in case.adapter else "p_mean_var"
+    if not found or name not in case.adapter:
+        return "", None
     try:
-        own = case.ask("reverse_step", np.repeat(chain.t, chain.x_t.shape[1]), x, None, y, np.zeros_like(x), *v)
+        own = ask_mean(case, name, Draws(t, x_t, x_t, x_t, output), v)
     except (AdapterError, Broken, NotFinite, NotThere):
-        return []
-    return [(f"as step-mean{': ' * bool(words)}{words}", own.reshape(chain.x_t.shape), sigma)]
+        return "", None
+    id, words = found[0]
+    return f"as {id}{': ' * bool(words)}{words}", own
 
 
 def _allowed_means(case: Case) -> list[Formula]:
@@ -225,6 +245,10 @@ def _grey(case: Case, x: Array) -> bool:
 
 def _last_mistake(case: Case, seen: Watched, wanted: Array, tol: Array, t: Array) -> Explanation:
     (low, high), got, step = case.c.data_range, seen.result, int(t[0])
+    inputs = (seen.x[-1], seen.output[-1])
+    text, own = _own_mean(case, t, *inputs, (seen.var_output[-1],) if seen.var_output else ())
+    if own is not None and (np.abs(got - own) <= tol).all():
+        return text, None
     if np.allclose(got, seen.x[-1], atol=1e-6) or np.allclose(got, np.clip(seen.x[-1], low, high), atol=1e-6):
         return f"x_{step} is returned: what the last step gives is thrown away", None
     inside = got == np.clip(got, low, high)
@@ -238,10 +262,7 @@ def _last_mistake(case: Case, seen: Watched, wanted: Array, tol: Array, t: Array
                         f"noise is added at t = {step}: σ = {sigma:.4g}, Algorithm 2 has z = 0 in the last step",
                         None,
                     )
-    inputs = (seen.x[-1], seen.output[-1])
     formula = mean_formula(case, clip=case.c.clip)
-    if words := case.broken(step_mean):
-        return f"as step-mean: {words}", None
     return case.explain(got, formula, t, inputs, tol, mean_mistakes(case))
 
 

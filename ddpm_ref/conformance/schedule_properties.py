@@ -108,7 +108,8 @@ def alpha_bar_is_product(case: Case) -> None:
         if bad.any():
             raise Broken(float(got[np.argmax(bad)]), "a fall from 1 towards 0", t=int(t[np.argmax(bad)]))
         return
-    s = process_of(beta)
+    s = case.process if case.own_beta is not None else process_of(beta)
+    s = process_of(s.beta[1:])
     case.judge(
         got,
         lambda s, t: s.alpha_bar[t],

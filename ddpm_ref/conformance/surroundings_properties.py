@@ -7,6 +7,7 @@ import numpy as np
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.adapter import AdapterError, NotThere, Stop
 from ddpm_ref.conformance.chance import FALSE_ALARM, chi_square_bounds, normal_bound
+from ddpm_ref.conformance.forward_properties import noising
 from ddpm_ref.conformance.freshness import alike
 from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
 from ddpm_ref.conformance.property import Property
@@ -138,12 +139,12 @@ def mixture(case: Case) -> None:
     The images are made 1000 times as large, so that √ᾱ_t (1-λ) and √ᾱ_t λ can be read off the mix to 5 digits. What is
     left is the noise: variance (1 - ᾱ_t)((1-λ)² + λ²), or 1 - ᾱ_t if shared; false alarm below 1e-9.
     """
-    c, s, rng = case.c, case.process, case.rng()
+    c, rng = case.c, case.rng()
     size = int(np.prod(c.shape))
     n = max(1, -(-1536 // size))
     a, b = (case.rounded(LARGE * rng.choice([-1.0, 1.0], (n, *c.shape))) for _ in range(2))
     t = _offered_step(case, a, b, max(2, c.T // 2))
-    root = np.sqrt(s.alpha_bar[t])
+    root, spread = _own_noising(case, t)
     for lam in (0.3, 0.0, 1.0):
         x, asked = _first_call(case, a, b, t, lam)
         if x.shape != a.shape:
@@ -152,7 +153,7 @@ def mixture(case: Case) -> None:
         found = np.linalg.lstsq(basis, x.reshape(-1), rcond=None)[0]
         wanted = root * np.array([1 - lam, lam])
         paper = asked - c.t_first + 1
-        words = _mixed(case, found, lam)
+        words = _mixed(case, found, lam, root)
         if len(paper) != 1 or abs(paper[0] - t) > 1e-3:
             raise Broken(
                 f"t = {', '.join(f'{p:g}' for p in paper)}", f"t = {t}", f"λ = {lam}: asked at that t first{words}", t=t
@@ -166,7 +167,7 @@ def mixture(case: Case) -> None:
             words = " λ and 1 - λ are swapped" if swapped else words
             raise Broken(float(found[at]), float(wanted[at]), f"factor of image {'ab'[at]} at λ = {lam}:{words}", t=t)
         noise = x.reshape(-1) - basis @ found
-        _judge_noise(case, noise, lam, t)
+        _judge_noise(case, noise, lam, t, spread)
         if shared := alike(noise.reshape(1, *x.shape), threshold=0.9):
             raise Broken(shared.got, shared.wanted, shared.words, t=t)
 
@@ -180,7 +181,18 @@ def _offered_step(case: Case, a: Array, b: Array, t: int) -> int:
     return t
 
 
-def _mixed(case: Case, found: Array, lam: float) -> str:
+def _own_noising(case: Case, t: int) -> tuple[float, float]:
+    """√ᾱ_t and 1 - ᾱ_t, as their own q_sample has them if it is wrong and says so elsewhere."""
+    root, spread = float(np.sqrt(case.process.alpha_bar[t])), float(1 - case.process.alpha_bar[t])
+    if "q_sample" in case.adapter and case.broken(noising) is not None:
+        one, zero, at = np.ones((1, *case.c.shape)), np.zeros((1, *case.c.shape)), np.array([t])
+        root = float(case.ask("q_sample", at, one, None, zero).mean())
+        spread = float(case.ask("q_sample", at, zero, None, one).mean()) ** 2
+        case.notes.append("by its own q_sample")
+    return root, spread
+
+
+def _mixed(case: Case, found: Array, lam: float, root: float) -> str:
     """What the factors of the two images say was mixed, in words: noised to another t, or mixed otherwise."""
     roots, tol = np.sqrt(case.process.alpha_bar), 2e-3
     total = float(found.sum())
@@ -188,7 +200,6 @@ def _mixed(case: Case, found: Array, lam: float) -> str:
     if np.abs(found - roots[step] * np.array([1 - lam, lam])).max() < tol:
         return f" (the mix is that of t = {step})"
     if 0 < lam < 1:
-        root = roots[max(2, case.c.T // 2)]
         for text, a, b in (
             ("x_0' is mixed in, as §4.4 is printed, where x_t' is meant", (1 - lam) * root, lam),
             ("√(1 - λ) and √λ", np.sqrt(1 - lam) * root, np.sqrt(lam) * root),
@@ -201,18 +212,16 @@ def _mixed(case: Case, found: Array, lam: float) -> str:
     return ""
 
 
-def _judge_noise(case: Case, rest: Array, lam: float, t: int) -> None:
+def _judge_noise(case: Case, rest: Array, lam: float, t: int, spread: float) -> None:
     shared = case.c.interpolation_noise == "shared"
     share = 1.0 if shared else (1 - lam) ** 2 + lam**2
-    variance = (1 - case.process.alpha_bar[t]) * share
+    variance = spread * share
     low, high = chi_square_bounds(rest.size - 2, FALSE_ALARM / 10)
     slack = (32 * case.eps * LARGE) ** 2 * rest.size
     total = float((rest**2).sum())
     if not low * variance - slack <= total <= high * variance + slack:
         other = 'declare interpolation_noise="independent"' if shared else 'declare interpolation_noise="shared"'
-        fits = abs(
-            total / rest.size / (1 - case.process.alpha_bar[t]) / (((1 - lam) ** 2 + lam**2) if shared else 1) - 1
-        )
+        fits = abs(total / rest.size / spread / (((1 - lam) ** 2 + lam**2) if shared else 1) - 1)
         words = (
             f"{other} if that is meant" if fits < 0.2 and lam not in (0, 1) else f"variance of the noise at λ = {lam}"
         )

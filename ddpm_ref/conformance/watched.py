@@ -85,8 +85,8 @@ class Watched:
             order = np.arange(calls)
             for groups in (order.reshape(-1, parts), order.reshape(parts, -1).T):
                 if (told[groups] == told[groups[:, :1]]).all():
-                    lists = ([np.concatenate([a[i] for i in g]) for g in groups] for a in self._lists())
-                    return Watched(self.case, self.n, *lists, result=self.result)
+                    x, t, output, *more = ([np.concatenate([a[i] for i in g]) for g in groups] for a in self._lists())
+                    return Watched(self.case, self.n, x, t, output, more[0] if more else [], self.result)
         raise NotOffered(f"asks the model about {min(sizes)} images at a time, not n = {self.n}: put them together")
 
     def _lists(self) -> Sequence[list[Array]]:
