@@ -5,10 +5,11 @@ from zoo import Animal
 from zoo_changes import Mistake
 from zoo_mistakes import OF_THE_PROCESS
 from zoo_mistakes_around import AROUND_IT
+from zoo_mistakes_unseen import UNSEEN
 
 from ddpm_ref.conformance import PROPERTIES, check, watched
 
-MISTAKES = (*OF_THE_PROCESS, *AROUND_IT)
+MISTAKES = (*OF_THE_PROCESS, *AROUND_IT, *UNSEEN)
 LOOP = tuple(p.id for p in PROPERTIES if p.needs == ("sample",))
 REVERSE = {"reverse-mean", "reverse-var", "clip", "step-mean", "step-noise", "last-step", *LOOP}
 

@@ -120,7 +120,7 @@ OF_THE_PROCESS = (
     Mistake(
         "q_sample one step late",
         method("q_sample", lambda a, old, x, t, e: old(x, np.minimum(t + 1, 1000), e)),
-        ("q-sample", "q-composes", "interpolation-mix"),
+        ("q-sample", "q-composes"),
         "t + 1",
         1,
     ),

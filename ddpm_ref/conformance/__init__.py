@@ -10,10 +10,12 @@ my_adapter.py` makes each property a test. `ddpm-ref check --list` shows what an
 from collections.abc import Sequence
 
 from ddpm_ref.conformance import (
+    decoder_properties,
     forward_properties,
     likelihood_properties,
     objective_properties,
     reverse_properties,
+    rows_properties,
     sampling_properties,
     schedule_properties,
     surroundings_properties,
@@ -25,10 +27,12 @@ from ddpm_ref.conformance.property import Property, Report, Result, run
 PROPERTIES: tuple[Property, ...] = (
     *schedule_properties.PROPERTIES,
     *forward_properties.PROPERTIES,
+    *rows_properties.PROPERTIES,
     *reverse_properties.PROPERTIES,
     *sampling_properties.PROPERTIES,
     *objective_properties.PROPERTIES,
     *likelihood_properties.PROPERTIES,
+    *decoder_properties.PROPERTIES,
     *surroundings_properties.PROPERTIES,
 )
 

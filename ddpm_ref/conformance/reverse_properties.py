@@ -1,7 +1,5 @@
 """One reverse step: mean and variance of p_θ(x_{t-1} | x_t), and Algorithm 2's line 4 (§3.2; Eqs. 1, 11)."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ddpm_ref.checks import Array
@@ -13,7 +11,8 @@ from ddpm_ref.conformance.forward_properties import (
     posterior_mean,
     spread,
 )
-from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered, half_precision
+from ddpm_ref.conformance.judge import Broken, Case, Explanation, NotOffered
+from ddpm_ref.conformance.likeness import half_precision
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.schedule_properties import VARIANCE_MISTAKES
 from ddpm_ref.conformance.tolerance import Formula
@@ -321,46 +320,7 @@ def last_step(case: Case) -> None:
         raise Broken(sigma, 0.0, "noise is added at t = 1: σ_1 in front of z", t=1)
 
 
-INDEPENDENT: dict[str, Callable[[Draws], tuple[Array | None, ...]]] = {
-    "q_step": lambda d: (d.x_0, None, d.eps),
-    "q_sample": lambda d: (d.x_0, None, d.eps),
-    "predict_x_0": lambda d: (d.x_t, None, d.output),
-    "predict_eps": lambda d: (d.x_t, None, d.x_0),
-    "target": lambda d: (d.x_0, None, d.eps),
-}
-
-
-ROWS = (*INDEPENDENT, "p_mean_var", "reverse_step")
-
-
-def rows_alone(case: Case) -> None:
-    """Each image is treated by its own t: a batch in another order, and images alone, give the same rows."""
-    d = draws(case)
-    pick = np.unique(np.linspace(0, len(d.t) - 1, 12).astype(int))
-    d = Draws(*(x[pick] for x in (d.t, d.x_0, d.eps, d.x_t, d.output)))
-    v = variance_output(case, d.t)
-    inputs = {name: of(d) for name, of in INDEPENDENT.items()}
-    inputs |= {"p_mean_var": (d.x_t, None, d.output, *v), "reverse_step": (d.x_t, None, d.output, d.eps, *v)}
-    for name in filter(case.adapter.__contains__, inputs):
-
-        def ask(rows: Array, name: str = name, args: tuple[Array | None, ...] = inputs[name]) -> Array:
-            pick = 0 if name == "p_mean_var" else None
-            return case.ask(name, d.t[rows], *(None if x is None else x[rows] for x in args), pick=pick)
-
-        everything, some = np.arange(len(d.t)), np.array([0, len(d.t) // 2, len(d.t) - 1])
-        batch = ask(everything)
-        tol = 32 * case.eps * (np.abs(batch) + np.abs(batch).mean())
-        for what, got, rows in (
-            ("another order of the batch", ask(everything[::-1])[::-1], everything),
-            ("another order of the batch", np.roll(ask(np.roll(everything, 5)), -5, axis=0), everything),
-            ("an image alone", np.concatenate([ask(some[i : i + 1]) for i in range(3)]), some),
-        ):
-            words = f"{name}: {what} changes the result"
-            case.compare(got, batch[rows], tol[rows], d.t[rows], lambda words=words: (words, None))  # type: ignore[misc]
-
-
 PROPERTIES = (
-    Property("rows", "Eqs. 2, 4, 15", "each image goes by its own t", ("|".join(ROWS),), rows_alone),
     Property("reverse-mean", "Eq. 11", "mean of p_θ(x_{t-1} | x_t)", ("p_mean_var",), reverse_mean),
     Property("reverse-var", "§3.2", "variance of p_θ(x_{t-1} | x_t), t > 1", ("p_mean_var",), reverse_variance),
     Property("clip", "Eqs. 7, 15", "x̂_0 beyond data_range", ("p_mean_var|reverse_step",), clipping),

@@ -23,7 +23,7 @@ from ddpm_ref.conformance.reverse_properties import (
     variance_formula,
     variance_mistakes,
 )
-from ddpm_ref.conformance.tolerance import Formula
+from ddpm_ref.conformance.tolerance import Formula, process_of
 from ddpm_ref.conformance.watched import Chain, Watched, chain_of, watch
 
 
@@ -126,7 +126,7 @@ def transitions(case: Case) -> None:
         if not copied and 0.8 < rms(z) < 1.25:  # else what is alike may be a mistake of the mean
             copied = alike(z, threshold=0.9)
         found = copied if copied and not words else found
-        words = found.words if copied else _likeliest(case, chain.some()) or words or found.words
+        words = found.words if copied else _mistake(case, chain) or words or found.words
         raise Broken(found.got, found.wanted, words, t=found.t)
     late = z[sigma.reshape(len(z), -1).min(axis=1) > 1e4 * case.eps]  # where rounding is far below σ
     found = reused(z, chain.x_t, chain.t)
@@ -148,6 +148,21 @@ def silent(chain: Chain, z: Array) -> str:
     return f"no noise is added at t = {', '.join(map(str, t[:5]))}{' …' * (len(t) > 5)}" if len(t) else ""
 
 
+def _mistake(case: Case, chain: Chain) -> str:
+    """The known mistake that explains the chain, in words.
+
+    Told apart by every eighth step where rounding is far below σ_t, if these show it; else by small t too; or by all.
+    """
+    t, right = chain.t, mean_formula(case, clip=case.c.clip)
+    eighth = t % 8 == 0
+    for pick in ((t > 40) & eighth, (t > 2) & ((t <= 40) | eighth), (t <= 40) | eighth, t > 0):
+        part = chain.some(pick)
+        if pick.any() and part.finding(part.mean(right), part.sigma(variance_formula(case))):
+            if words := _likeliest(case, part):
+                return words
+    return ""
+
+
 def _likeliest(case: Case, chain: Chain) -> str:
     """Of the known mistakes that the chain does not contradict, the one of the highest likelihood, in words.
 
@@ -155,8 +170,6 @@ def _likeliest(case: Case, chain: Chain) -> str:
     """
     right, var = mean_formula(case, clip=case.c.clip), variance_formula(case)
     mean, sigma = chain.mean(right), chain.sigma(var)
-    if not chain.finding(mean, sigma):
-        return ""  # too few of the steps show it
     n, rows = chain.x_t.shape[1], (-1, *case.c.shape)
     x, y, *v = (a.reshape(rows) for a in (chain.x_t, chain.output, *chain.var_output))
     text, own = _own_mean(case, np.repeat(chain.t, n), x, y, tuple(v))
@@ -167,6 +180,11 @@ def _likeliest(case: Case, chain: Chain) -> str:
     tries += [("σ_t² where σ_t is meant: the variance is used as the standard deviation", mean, sigma**2)]
     tries += [("σ_t = β^¼: the root of the variance is taken twice", mean, np.sqrt(sigma))]
     tries += [(text, mean, chain.sigma(f)) for text, f in variance_mistakes(case).items()]
+    if case.own_alpha_bar is not None:
+        theirs = process_of(case.process.beta[1:], alpha_bar=case.own_alpha_bar)
+        m = right(theirs, chain.t, chain.x_t, chain.output)
+        tries += [("as its own alpha_bar table says", m, sigma)]
+        tries += [("as its own alpha_bar table says, and σ_t² where σ_t is meant", m, sigma**2)]
     for text, by in (("t - 1", -1), ("t + 1", 1)):
         m, sd = chain.mean(shifted(right, by)), chain.sigma(shifted(var, by))
         tries += [(f"the values of {text}, of mean and noise, while the model is asked at t", m, sd)]
@@ -257,7 +275,7 @@ def _last_mistake(case: Case, seen: Watched, wanted: Array, tol: Array, t: Array
             return "rescaled to [0, 1]: undo that in the adapter", None
         for sigma2 in (case.process.beta[step], case.process.beta_tilde[max(step, 2)]):
             for sigma in (np.sqrt(sigma2), sigma2):
-                if inside.any() and abs(rms((got - right)[inside]) / sigma - 1) < 0.15 and sigma > 5 * np.median(tol):
+                if inside.any() and abs(rms((got - right)[inside]) / sigma - 1) < 0.15 and sigma > np.median(tol):
                     return (
                         f"noise is added at t = {step}: σ = {sigma:.4g}, Algorithm 2 has z = 0 in the last step",
                         None,

@@ -4,7 +4,8 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.conventions import named_beta
-from ddpm_ref.conformance.judge import Broken, Case, NotOffered, half_precision
+from ddpm_ref.conformance.judge import Broken, Case, NotOffered
+from ddpm_ref.conformance.likeness import half_precision
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.tolerance import epsilon, process_of, schedule_drift
 from ddpm_ref.schedule import SCHEDULES
