@@ -168,6 +168,13 @@ BAD = {
     "bad clip": ("conventions = {'clip': 1}\ndef betas(): return [0.1]", "clip: wanted True or False"),
     "bad range": ("conventions = {'data_range': (1, -1)}\ndef betas(): return [0.1]", "low < high"),
     "bad shape": ("conventions = {'shape': 0}\ndef betas(): return [0.1]", "shape: wanted"),
+    "another's word": ("conventions = {'var': 'fixed_small'}\ndef betas(): return [0.1]", "did you mean 'beta_tilde'"),
+    "other arguments": ("def q_sample(x_0, t): return x_0", "wanted a function of (x_0, t, eps), got one of (x_0, t)"),
+    "near name alone": ("def alphas_bar(): return [0.1]", "offers none of the functions"),
+    "several inside": (
+        "class One:\n    def betas(self): return [1]\nclass Two(One): pass\none, two = One(), Two()",
+        "one, two have: check",
+    ),
     "no dict": ("conventions = 3\ndef betas(): return [0.1]", "wanted a dict"),
     "near name": ("def alphas_bar(): return [0.1]", "did you mean 'alpha_bar'"),
     "nothing offered": ("x = 1", "offers none"),
@@ -207,6 +214,39 @@ def test_files_objects_classes_and_modules_are_found(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(AdapterError, match=words):
             load_adapter(wrong)
+
+
+INSIDE = {
+    "a class": "from ddpm_ref.nn.ops import time_embedding\nclass Mine:\n    def betas(self): return BETAS\n",
+    "an object, not its class": "class Mine:\n    def betas(self): return BETAS\nmine = Mine()\n",
+    "functions beside a class": "class Other:\n    def betas(self): return 1\ndef betas(): return BETAS\n",
+    "imported functions alone": "from beside import betas\n",
+}
+
+
+@pytest.mark.parametrize("text", INSIDE.values(), ids=INSIDE)
+def test_what_a_file_means_to_offer_is_found_in_it(text: str, tmp_path: Path) -> None:
+    beta = "__import__('numpy').linspace(1e-4, 0.02, 1000)"
+    (tmp_path / "adapter.py").write_text(text.replace("BETAS", beta))
+    (tmp_path / "beside.py").write_text(f"def betas(): return {beta}\n")
+    try:
+        adapter = load_adapter(str(tmp_path / "adapter.py"))
+    finally:
+        sys.modules.pop("beside", None)
+    assert set(adapter.functions) == {"betas"}
+    assert check(adapter, only=["beta"]).results[0].status == "holds"
+
+
+def test_our_own_adapter_needs_no_name_and_a_function_may_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(load_adapter(str(OURS)).functions) == set(FUNCTIONS)
+    (tmp_path / "maker.py").write_text("class A:\n    betas = [0.1]\ndef make(): return A()\n")
+    assert set(load_adapter(f"{tmp_path / 'maker.py'}:make").functions) == {"betas"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    with pytest.raises(AdapterError, match=r"maker.py is there: is that meant"):
+        load_adapter("maker")
 
 
 class Small:

@@ -288,7 +288,7 @@ OF_THE_PROCESS = (
     Mistake(
         "learned range read the wrong way round",
         method("variance", lambda a, old, x, t, v: old(x, t, -v)),
-        ("reverse-var", "step-noise", "sample-steps"),
+        ("reverse-var", "step-noise"),
         "are swapped",
         2,
         {"var": "learned_range"},

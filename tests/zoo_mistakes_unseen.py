@@ -155,7 +155,7 @@ UNSEEN = (
     Mistake(
         "x̂_0 clipped to [0, 1]",
         clipped_to(lambda x: np.clip(x, 0, 1)),
-        ("reverse-mean", "step-mean", *STEPS),
+        ("reverse-mean", "step-mean"),
         "clipped to [0, 1]",
         None,
         CLIP,
@@ -177,7 +177,7 @@ UNSEEN = (
     Mistake(
         "x̂_0 not divided, and used",
         method("predict_x_0", lambda a, old, x, t, y: x - a.at(np.sqrt(1 - a.A), t, x) * y),
-        ("predict-x-0", *STEPS),
+        ("predict-x-0",),
         "not divided by √ᾱ_t",
         1,
         {"form": "detour"},

@@ -6,7 +6,7 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.conformance.forward_properties import Draws, draws
-from ddpm_ref.conformance.judge import Case
+from ddpm_ref.conformance.judge import Broken, Case
 from ddpm_ref.conformance.property import Property
 from ddpm_ref.conformance.reverse_properties import variance_output
 
@@ -37,7 +37,10 @@ def rows_alone(case: Case) -> None:
             return case.ask(name, d.t[rows], *(None if x is None else x[rows] for x in args), pick=pick)
 
         everything, some = np.arange(len(d.t)), np.array([0, len(d.t) // 2, len(d.t) - 1])
-        batch = ask(everything)
+        try:
+            batch = ask(everything)
+        except Broken:  # not finite: its own property says so
+            continue
         tol = 32 * case.eps * (np.abs(batch) + np.abs(batch).mean())
         for what, got, rows in (
             ("another order of the batch", ask(everything[::-1])[::-1], everything),

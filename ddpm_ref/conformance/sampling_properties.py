@@ -151,15 +151,20 @@ def silent(chain: Chain, z: Array) -> str:
 def _mistake(case: Case, chain: Chain) -> str:
     """The known mistake that explains the chain, in words.
 
-    Told apart by every eighth step where rounding is far below σ_t, if these show it; else by small t too; or by all.
+    Told apart by some images of every eighth step, small t left out because of rounding; else by small t too, or more.
     """
     t, right = chain.t, mean_formula(case, clip=case.c.clip)
-    eighth = t % 8 == 0
-    for pick in ((t > 40) & eighth, (t > 2) & ((t <= 40) | eighth), (t <= 40) | eighth, t > 0):
-        part = chain.some(pick)
-        if pick.any() and part.finding(part.mean(right), part.sigma(variance_formula(case))):
-            if words := _likeliest(case, part):
-                return words
+    eighth, few = t % 8 == 0, max(2, 1024 // int(np.prod(case.c.shape)))
+    for pick, images in (
+        ((t > 40) & eighth, few),
+        ((t > 2) & ((t <= 40) | eighth), few),
+        ((t <= 40) | eighth, few),
+        ((t > 40) & (t % 2 == 0), None),
+    ):
+        part = chain.some(pick, images)
+        shown = pick.any() and part.finding(part.mean(right), part.sigma(variance_formula(case)))
+        if shown and (words := _likeliest(case, part)):
+            return words
     return ""
 
 

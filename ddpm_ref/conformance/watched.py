@@ -152,10 +152,10 @@ class Chain:
             "where x̂_0 is below data_range": np.maximum(low - x_0_hat, 0),
         }
 
-    def some(self, pick: Array) -> "Chain":
-        """The transitions of some steps."""
-        t, x_t, after, output = (x[pick] for x in (self.t, self.x_t, self.after, self.output))
-        return Chain(self.case, t, x_t, after, output, tuple(v[pick] for v in self.var_output))
+    def some(self, pick: Array, images: int | None) -> "Chain":
+        """The transitions of some steps, of the first images."""
+        x_t, after, output, *more = (x[pick, :images] for x in (self.x_t, self.after, self.output, *self.var_output))
+        return Chain(self.case, self.t[pick], x_t, after, output, tuple(more))
 
 
 def chain_of(seen: Watched) -> Chain:

@@ -1,6 +1,6 @@
 """ddpm_ref itself behind the checker's functions: everything offered, every convention it has a parameter of.
 
-    ddpm-ref check examples/adapters/ours.py:Ours
+    ddpm-ref check examples/adapters/ours.py
 
 Other conventions are other objects: `check(Ours(predicts="v", var="beta_tilde", clip=True))`.
 """

@@ -19,7 +19,7 @@ RECORDED = {"diffusers": "0.42.1", "denoising-diffusion-pytorch": "2.3.4", "ema-
 
 NAN_STEP = {"reverse-mean", "reverse-var", "clip", "step-mean", "step-noise", "sample-steps"}
 LAST_NOISE = {"last-step", "sample-last"}
-OFF_BY_ONE = {"interpolation-mix", "interpolation-chain"}
+OFF_BY_ONE = {"interpolation-mix"}
 
 
 def min_snr(T: int = 1000, gamma: float = 5.0) -> list[float]:
