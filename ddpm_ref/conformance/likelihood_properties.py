@@ -60,6 +60,11 @@ def bound(case: Case) -> None:
         terms = normal_kl(mean_q, var_q, mean(p or s, t, x_t, y), var(p or s, t, x_t, *v))
         return terms.reshape(len(t), -1).mean(axis=1) * unit(case)
 
+    def squared_kl(s: Schedule, t: Array, x_0: Array, x_t: Array, y: Array, *v: Array) -> Array:
+        mean_q, var_q = q_posterior(s, x_0, x_t, t)
+        terms = normal_kl(mean_q, var_q**2, mean(s, t, x_t, y), var(s, t, x_t, *v) ** 2)
+        return terms.reshape(len(t), -1).mean(axis=1) * unit(case)
+
     inputs = (d.x_0, d.x_t, d.output, *v)
     wanted, tol = case.tolerance(kl, d.t, *inputs)
     # The two means may be rounded apart: by the tables, and by ε of their own.
@@ -91,15 +96,7 @@ def bound(case: Case) -> None:
             .mean(axis=1)
             * unit(case)
         ),
-        "variances taken for standard deviations": lambda s, t, x_0, x_t, y, *v: (
-            normal_kl(
-                *(f**k for f, k in zip((*q_posterior(s, x_0, x_t, t), mean(s, t, x_t, y)), (1, 2, 1), strict=True)),
-                var(s, t, x_t, *v) ** 2,
-            )
-            .reshape(len(t), -1)
-            .mean(axis=1)
-            * unit(case)
-        ),
+        "variances taken for standard deviations": squared_kl,
         "the part of the means alone (Eq. 8, without its constant)": lambda s, t, x_0, x_t, y, *v: (
             ((q_posterior(s, x_0, x_t, t)[0] - mean(s, t, x_t, y)) ** 2 / (2 * var(s, t, x_t, *v)))
             .reshape(len(t), -1)
