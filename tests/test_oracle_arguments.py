@@ -8,6 +8,7 @@ from strategies import SIX
 
 from ddpm_ref import EmpiricalOracle, GaussianOracle, MixtureOracle, Oracle
 from ddpm_ref.gaussian import Gaussian
+from ddpm_ref.oracles import _grid
 
 RNG = np.random.default_rng(0)
 MEAN, MEANS, X_T = RNG.standard_normal(3), RNG.standard_normal((2, 3)), RNG.standard_normal((4, 3))
@@ -120,3 +121,27 @@ def test_a_covariance_that_is_not_finite_and_a_variance_of_0_at_the_last_step_ar
         GaussianOracle([0.0], np.nan)
     with pytest.raises(ValueError, match=r"var: a density wants every sigma_t\^2 > 0"):
         GaussianOracle(MEAN, COV, SIX).bound(np.array([1.0, 0.0, 1, 1, 1, 1, 1]))
+
+
+def test_finite_data_far_from_0_lose_no_digits_in_any_direction() -> None:
+    far = np.array([1e6, 0.0, -3e6])
+    near, shifted = EmpiricalOracle(MEANS, SIX), EmpiricalOracle(MEANS + far, SIX)
+    for t in (1, 6):
+        x_t = X_T + np.sqrt(SIX.alpha_bar[t]) * far
+        np.testing.assert_allclose(shifted.x_0(x_t, t) - far, near.x_0(X_T, t), atol=1e-6)
+        np.testing.assert_allclose(shifted.posterior_variance(x_t, t), near.posterior_variance(X_T, t), atol=1e-6)
+
+
+@pytest.mark.parametrize(("D", "nodes"), [(1, 361), (2, 181**2)])
+def test_the_grid_reaches_nine_deviations_each_way_and_has_the_normals_moments(D: int, nodes: int) -> None:
+    u, weight = _grid(np.ones(D), 1.0)
+    assert u.shape == (nodes, D) and weight.shape == (nodes,)
+    np.testing.assert_allclose([u.min(), u.max(), weight.sum()], [-9, 9, 1], rtol=1e-12)
+    np.testing.assert_allclose([weight @ u**k for k in (1, 2, 3, 4)], np.outer([0, 1, 0, 3], np.ones(D)), atol=1e-12)
+
+
+def test_the_grid_grows_with_the_ratio_of_widths_up_to_2_20_nodes() -> None:
+    assert len(_grid(np.array([2912.70]), 1.0)[0]) == 2 * 524_286 + 1
+    for deviations in ([2912.71], [6.0, 6.0]):
+        with pytest.raises(ValueError, match="rng: wanted a generator, as widths"):
+            _grid(np.array(deviations), 1.0)
