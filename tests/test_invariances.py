@@ -117,5 +117,6 @@ def test_a_sample_depends_on_its_number_and_not_on_those_drawn_beside_it(seed: i
     whole = drawn(np.arange(5))
     for chunk in in_chunks(5, seed):
         for part, all_of_them in zip(drawn(chunk), whole, strict=True):
-            np.testing.assert_allclose(part, all_of_them[chunk], rtol=0, atol=1e-11 * np.abs(all_of_them).max())
+            # Four steps of a network that was not trained multiply a rounding by up to 1e6; other noise is off by 1.
+            np.testing.assert_allclose(part, all_of_them[chunk], rtol=0, atol=1e-7 * np.abs(all_of_them).max())
     assert len({a.tobytes() for a in whole[0]}) == 5
