@@ -160,6 +160,7 @@ def test_a_signal_lets_the_step_finish_saves_and_the_run_goes_on_bit_for_bit(sto
 
 
 def test_a_second_signal_acts_as_usual():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     with pytest.raises(KeyboardInterrupt), stop_signals() as stopped:
         assert stopped() is None
         os.kill(os.getpid(), signal.SIGINT)
