@@ -205,8 +205,9 @@ group_shapes = st.tuples(batches, sizes, sizes, st.integers(1, 3), st.integers(1
 
 
 def group_norm_args(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[list[Array], int]:
-    """x, γ, β and the number of groups; each group is spread, so none has a variance near ε; no β is near 0, which alone
-    is the output of a group of one value, against which errors are measured."""
+    """x, γ, β and the number of groups: each group spread, so that none has a variance near ε, and no β near 0.
+
+    The output of a group of one value is β alone, against which errors are measured."""
     n, h, w, groups, width = shape
     spread = np.tile(np.linspace(-2, 2, h * w * width), (n, groups, 1)) + 0.1 * rng.random((n, groups, h * w * width))
     x = rng.permuted(spread, axis=2).reshape(n, groups, h, w, width).transpose(0, 2, 3, 1, 4)
