@@ -1,0 +1,36 @@
+"""The Numba backend: `ddpm_ref.Backend` with compiled CPU kernels for float32.
+
+    launch     what a kernel is, its threads, its place on disk, the guard against overruns
+    simd       vectors of float32       tile     the inner loop of all matrix products
+
+One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. The shapes that a kernel does
+not take (such as channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from ddpm_ref.backend import Backend
+from ddpm_ref.checks import Array
+
+__all__ = ["NumbaBackend"]
+
+
+class NumbaBackend(Backend):
+    """Kernels compiled at first use and kept on disk."""
+
+    name = "numba"
+
+    def __init__(self, threads: int | None = None) -> None:
+        import os
+
+        self.threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+        self._scratch: dict[str, Array] = {}
+
+    def scratch(self, name: str, size: int, dtype: Any = np.float32) -> Array:
+        """A flat buffer of at least this size that the next call with this name takes again."""
+        buffer = self._scratch.get(name)
+        if buffer is None or len(buffer) < size:
+            buffer = self._scratch[name] = np.zeros(size, dtype)
+        return buffer

@@ -1,0 +1,217 @@
+"""How a kernel is compiled, kept on disk, given its arguments, spread over threads, and checked for overruns.
+
+Every kernel is a serial function `kernel(thread, threads, args)` that does its share of the work; args points to 64-bit
+words, each an address, an integer or the bits of a float64. With one signature for all, one parallel loop serves them
+all: Numba's `parallel=True` costs several seconds of compiling, and is paid once (`_spread`), not once a kernel.
+"""
+
+import ctypes
+import hashlib
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator, UserWideCacheLocator
+from numba.core.caching import InTreeCacheLocator
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from ddpm_ref_numba.simd import WIDTH, i64_p
+
+SIGNATURE = types.void(types.intp, types.intp, i64_p)
+
+
+# --- the cache on disk ------------------------------------------------------------------------------------------------
+
+
+def _stamp() -> str:
+    """A hash of all that a compiled kernel has frozen in: this package's files, and the vectors' width.
+
+    Numba's own stamp is of the file that holds the function, so that a constant or an inlined function changed in
+    another file would leave stale code; Numba's version and the processor are part of its key already.
+    """
+    digest = hashlib.sha256(f"width {WIDTH}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP = _stamp()
+
+
+def _stamped(locator: type) -> type:
+    return type(f"Stamped{locator.__name__}", (locator,), {"get_source_stamp": lambda self: _STAMP})
+
+
+class _Storage(CompileResultCacheImpl):
+    """Numba's places (NUMBA_CACHE_DIR, beside the file, the user's cache folder), with the stamp of all files."""
+
+    _locator_classes = [_stamped(c) for c in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)]
+
+
+class _Cache(FunctionCache):
+    _impl_class = _Storage
+
+
+def _cached(compiled: Any, function: Any) -> Any:
+    """Give a CFunc or dispatcher the stamped cache; where no folder can be written, leave it without."""
+    try:
+        compiled._cache = _Cache(function)
+    except RuntimeError:
+        pass
+    return compiled
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _call(typing, address, thread, threads, args):
+    def codegen(context, builder, sig, values):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word, word, word])
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(n, n, n, n), codegen
+
+
+def _spread_source(address, threads, args):
+    for thread in prange(threads):
+        _call(address, thread, threads, args)
+
+
+_spread: Any = None
+
+
+def _spread_compiled() -> Any:
+    """The one parallel loop, compiled or loaded at its first use."""
+    global _spread
+    if _spread is None:
+        _spread = _cached(njit(parallel=True)(_spread_source), _spread_source)
+    return _spread
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def _data_offset() -> int | None:
+    """Where CPython's array object keeps its data pointer: reading it there takes a sixth of `a.ctypes.data`."""
+    probe = np.zeros(3)
+    offset = object.__basicsize__
+    at = ctypes.c_void_p.from_address(id(probe) + offset).value
+    return offset if sys.implementation.name == "cpython" and at == probe.ctypes.data else None
+
+
+_OFFSET = _data_offset()
+_pointer_at = ctypes.c_void_p.from_address
+
+
+def address_of(a: np.ndarray) -> int:
+    """The address of an array's first element."""
+    return (_pointer_at(id(a) + _OFFSET).value or 0) if _OFFSET is not None else a.ctypes.data
+
+
+def _word(value: Any) -> int:
+    if type(value) is np.ndarray:
+        return address_of(value)
+    if type(value) is float:
+        return struct.unpack("q", struct.pack("d", value))[0]
+    return int(value)
+
+
+class Kernel:
+    """A kernel, compiled at its first call: `kernel(threads, *args)`; args are arrays, ints and floats."""
+
+    def __init__(self, function: Any) -> None:
+        self.name = function.__name__
+        self.function = function
+        self.__doc__ = function.__doc__
+        self._direct: Any = None
+        self._address = 0
+
+    def compile(self) -> None:
+        """Load from the cache, or compile and say so."""
+        made = CFunc(self.function, (SIGNATURE.args, SIGNATURE.return_type), {}, {"error_model": "numpy"})
+        _cached(made, self.function)
+        made.compile()
+        self._kept = made
+        self._address = made.address
+        self._direct = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_void_p)(made.address)
+
+    def __call__(self, threads: int, *args: Any) -> None:
+        if self._direct is None:
+            self.compile()
+        if _guard:
+            with _guarded(args) as args:
+                return self._run(threads, args)
+        return self._run(threads, args)
+
+    def _run(self, threads: int, args: Any) -> None:
+        words = np.array([_word(a) for a in args], np.int64)
+        if threads == 1:
+            self._direct(0, 1, address_of(words))
+        else:
+            _spread_compiled()(self._address, threads, address_of(words))
+
+
+def kernel(function: Any) -> Kernel:
+    """Decorator: make a function (thread, threads, args) a kernel."""
+    return Kernel(function)
+
+
+# --- overruns ---------------------------------------------------------------------------------------------------------
+
+_guard = os.environ.get("DDPM_REF_GUARD", "") not in ("", "0")
+_ZONE = 4096  # numbers before and after each array
+_MARK = 0x7149F2CA  # as a float32 1e30, so that what is read there shows in the result
+
+
+@contextmanager
+def guard(on: bool = True) -> Iterator[None]:
+    """Run every kernel within on copies of its arrays between guard zones: slow, and finds what runs over an end."""
+    global _guard
+    before, _guard = _guard, on
+    try:
+        yield
+    finally:
+        _guard = before
+
+
+@contextmanager
+def _guarded(args: tuple[Any, ...]) -> Iterator[list[Any]]:
+    zones, given = {}, []
+    for a in args:
+        if type(a) is not np.ndarray:
+            given.append(a)
+            continue
+        if not a.flags.c_contiguous or a.itemsize % 4:
+            raise AssertionError("a kernel takes contiguous arrays of 4- or 8-byte numbers")
+        words = a.nbytes // 4
+        if (key := (address_of(a), words)) not in zones:
+            whole = np.full(words + 2 * _ZONE, _MARK + len(zones), np.uint32)  # marks differ: one copied over another shows
+            inner = whole[_ZONE : _ZONE + words]
+            inner[:] = a.reshape(-1).view(np.uint32)
+            zones[key] = (a, whole, inner)
+        given.append(zones[key][2])
+    yield given
+    for mark, (a, whole, inner) in enumerate(zones.values(), _MARK):
+        if (whole[:_ZONE] != mark).any() or (whole[-_ZONE:] != mark).any():
+            raise AssertionError(f"a kernel wrote outside its array of shape {a.shape}")
+        if a.flags.writeable:
+            a.reshape(-1).view(np.uint32)[:] = inner
+
+
+def layer() -> str:
+    """Numba's threading layer here: "omp" is fast, "workqueue" costs 50 times more a launch."""
+    _spread_compiled()(*(0, 0, 0))
+    return numba.threading_layer()
