@@ -13,6 +13,8 @@ import numpy as np
 
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array
+from ddpm_ref.nn.ops import Backward
+from ddpm_ref_numba import conv
 
 __all__ = ["NumbaBackend"]
 
@@ -27,6 +29,12 @@ class NumbaBackend(Backend):
 
         self.threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
         self._scratch: dict[str, Array] = {}
+
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+        """`ops.conv3x3`: Winograd F(4x4, 3x3)."""
+        if x.dtype != np.float32:
+            return super().conv3x3(x, W, b, stride=stride)
+        return conv.conv3x3(self, x, W, b, stride)
 
     def scratch(self, name: str, size: int, dtype: Any = np.float32) -> Array:
         """A flat buffer of at least this size that the next call with this name takes again."""

@@ -1,0 +1,110 @@
+"""3x3 convolution: `Backend.conv3x3` by the kernels of `winograd`.
+
+Winograd for every shape, by a rule of padding: channels are padded with zeros to whole vectors, and a convolution of stride 2
+is that of stride 1 with every second output kept, which costs what a direct one would. A direct kernel would gain at
+4x4 images and small batches alone, where both are bound by reading the filters.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+from ddpm_ref.nn.ops import Backward
+from ddpm_ref_numba import winograd
+from ddpm_ref_numba.simd import WIDTH
+
+if TYPE_CHECKING:
+    from ddpm_ref_numba import NumbaBackend
+
+_BLOCK_NUMBERS = 4096  # tiles times channels at a time: V is 36 times that, 590 kB
+_GRADIENT_BYTES = 16 << 20  # V and dM of a part of the batch: half of a third-level cache
+
+
+def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
+    """`ops.conv3x3` for float32."""
+    c, d = W.shape[2:]
+    x, W, b = _padded(x, (3, c)), _padded(W, (2, c), (3, d)), _padded(b, (b.ndim - 1, d))
+    y = _convolve(run, x, W, b, turned=False)
+    keep = (slice(None), *_kept(x.shape, stride), slice(d)) if stride == 2 or y.shape[3] != d else None
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        if keep:
+            z = np.zeros(y_shape, np.float32)
+            z[keep] = dy
+        else:
+            z = np.ascontiguousarray(dy)
+        dx = _convolve(run, z, W, np.zeros(x.shape[3], np.float32), turned=True)
+        dW, db = _filter_gradient(run, x, z)
+        db = db.sum(axis=0) if b.ndim == 1 else db
+        if x.shape[3] != c or W.shape[3] != d:
+            dx, dW, db = (np.ascontiguousarray(a) for a in (dx[..., :c], dW[:, :, :c, :d], db[..., :d]))
+        return dx, dW, db
+
+    y_shape = y.shape
+    return np.ascontiguousarray(y[keep]) if keep else y, backward
+
+
+def _padded(a: Array, *axes: tuple[int, int]) -> Array:
+    """a as a contiguous array, with zeros behind these (axis, size) up to a multiple of WIDTH."""
+    if all(size % WIDTH == 0 for _, size in axes):
+        return np.ascontiguousarray(a)
+    widths = [(0, 0)] * a.ndim
+    for axis, size in axes:
+        widths[axis] = (0, -size % WIDTH)
+    return np.pad(a, widths)
+
+
+def _kept(shape: tuple[int, ...], stride: int) -> tuple[slice, slice]:
+    """Which outputs of stride 1 are those of stride 2: windows begin at pixel 0 of an even size, before it of an odd one."""
+    if stride == 1:
+        return slice(None), slice(None)
+    return slice(1 - shape[1] % 2, None, 2), slice(1 - shape[2] % 2, None, 2)
+
+
+def _blocks(tiles: int, channels: int) -> int:
+    """Tiles at a time: as many as `_BLOCK_NUMBERS` allow, from 16 to 32, in equal parts, a multiple of ROWS."""
+    most = min(max(_BLOCK_NUMBERS // channels, 16), 32)
+    parts = -(-tiles // most)
+    size = -(-tiles // parts)
+    return -(-size // winograd.ROWS) * winograd.ROWS
+
+
+def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool) -> Array:
+    """Stride 1; turned: with the filters of the adjoint, from W's D channels to its C."""
+    n, h, w, c = x.shape
+    d = W.shape[2] if turned else W.shape[3]
+    threads, lanes = run.threads, winograd.panel(d)
+    U = run.scratch("winograd U", 36 * c * d)
+    winograd.pack_filters(threads, W, U, c, d, lanes, turned, run.scratch("winograd lines", threads * 32 * WIDTH))
+    tiles = n * -(-h // 4) * -(-w // 4)
+    # Groups of threads share the tiles where each gets 16; else the members of a group share the panels.
+    groups = max(1, min(threads, tiles // 16))
+    block = _blocks(-(-tiles // groups), c)
+    size = winograd.forward_scratch(block, c, d)
+    y = np.empty((n, h, w, d), np.float32)
+    bias_step = d if b.ndim == 2 else 0
+    winograd.forward(
+        threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, run.scratch("winograd", threads * size), size
+    )
+    return y
+
+
+def _filter_gradient(run: "NumbaBackend", x: Array, dy: Array) -> tuple[Array, Array]:
+    """dW (3, 3, C, D) and db of each image (N, D)."""
+    n, h, w, c = x.shape
+    d, threads = dy.shape[3], run.threads
+    per_image = -(-h // 4) * -(-w // 4)
+    tiles = n * per_image
+    part = max(16, min(tiles, _GRADIENT_BYTES // (4 * 36 * (c + d))))
+    V, dM = run.scratch("winograd V", 36 * part * c), run.scratch("winograd dM", 36 * part * d)
+    dU, db = run.scratch("winograd dU", 36 * c * d), np.empty((n, d), np.float32)
+    size = 36 * WIDTH + c
+    lines = run.scratch("winograd gradient", threads * size)
+    for first in range(0, tiles, part):
+        count = min(part, tiles - first)
+        winograd.gradient_transforms(threads, x, dy, V, dM, first, count, h, w, c, d, lines, size)
+        winograd.filter_products(threads, V, dM, dU, db, first, count, per_image, c, d)
+    dW = np.empty((3, 3, c, d), np.float32)
+    winograd.filter_gradient(threads, dU, dW, c, d, run.scratch("winograd lines", threads * 32 * WIDTH))
+    return dW, db
