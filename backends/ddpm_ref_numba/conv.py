@@ -75,7 +75,7 @@ def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool
     n, h, w, c = x.shape
     d = W.shape[2] if turned else W.shape[3]
     threads, lanes = run.threads, winograd.panel(d)
-    U = run.scratch("winograd U", 36 * c * d)
+    U = run.scratch("winograd U", 36 * d // lanes * winograd.apart(c * lanes))
     winograd.pack_filters(threads, W, U, c, d, lanes, turned, run.scratch("winograd lines", threads * 32 * WIDTH))
     tiles = n * -(-h // 4) * -(-w // 4)
     # Groups of threads share the tiles where each gets 16; else the members of a group share the panels.
@@ -97,7 +97,7 @@ def _filter_gradient(run: "NumbaBackend", x: Array, dy: Array) -> tuple[Array, A
     per_image = -(-h // 4) * -(-w // 4)
     tiles = n * per_image
     part = max(16, min(tiles, _GRADIENT_BYTES // (4 * 36 * (c + d))))
-    V, dM = run.scratch("winograd V", 36 * part * c), run.scratch("winograd dM", 36 * part * d)
+    V, dM = (run.scratch(f"winograd {name}", 36 * winograd.apart(part * k)) for name, k in (("V", c), ("dM", d)))
     dU, db = run.scratch("winograd dU", 36 * c * d), np.empty((n, d), np.float32)
     size = 36 * WIDTH + c
     lines = run.scratch("winograd gradient", threads * size)

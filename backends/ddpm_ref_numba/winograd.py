@@ -27,7 +27,15 @@ def panel(channels: int) -> int:
     return 2 * WIDTH if channels % (2 * WIDTH) == 0 else WIDTH
 
 
+def apart(size: int) -> int:
+    """Numbers from ξ to ξ+1: never a power of two, which would put all 36 into the same sets of the cache."""
+    return size + WIDTH
+
+
 # --- the six transforms of one line; their second dimension is the same again ------------------------------------------
+
+
+_apart = inline(apart)
 
 
 @inline
@@ -119,7 +127,7 @@ def _a_at(p, i, step):
 
 @kernel
 def pack_filters(thread, threads, args):
-    """U = G w Gᵀ as panels [D/K][36][C][K]; turned: the filters of the adjoint, w turned by 180°, C and D exchanged.
+    """U = G w Gᵀ as panels [D/K][36][C][K] (each ξ `_apart` from the next); turned: the filters of the adjoint, w turned by 180°, C and D exchanged.
 
     args: w (3, 3, c, d), U, C, D, K, turned, scratch; C and D are those of U, so with turned w is (3, 3, D, C).
     """
@@ -138,10 +146,11 @@ def pack_filters(thread, threads, args):
         for j in range(3):
             line = _g(load(taps, j * WIDTH), load(taps, (3 + j) * WIDTH), load(taps, (6 + j) * WIDTH))
             _put6(t, j * WIDTH, 3 * WIDTH, line)
-        u = (d // K * 36 * C + c) * K + d % K
+        step = _apart(C * K)
+        u = d // K * 36 * step + c * K + d % K
         for i in range(6):
             line = _g(load(t, 3 * i * WIDTH), load(t, (3 * i + 1) * WIDTH), load(t, (3 * i + 2) * WIDTH))
-            _put6(U, u + 6 * i * C * K, C * K, line)
+            _put6(U, u + 6 * i * step, step, line)
 
 
 @kernel
@@ -266,18 +275,7 @@ def _output_gradients(dy, p, H, W, D, t, dM, m, step, lanes, next_lanes):
 
 def forward_scratch(block: int, C: int, D: int) -> int:
     """Numbers of scratch a thread needs in `forward`: transforms, zeros, V and one panel of M."""
-    return 36 * WIDTH + C + 36 * _v_step(block, C) + 36 * _m_step(block, panel(D))
-
-
-@inline
-def _v_step(block, C):
-    """Numbers from V_ξ to V_{ξ+1}: not a power of two, which would put all 36 into the same sets of the cache."""
-    return block * C + WIDTH
-
-
-@inline
-def _m_step(block, K):
-    return block * K + WIDTH
+    return 36 * (WIDTH + apart(block * C) + apart(block * panel(D))) + C
 
 
 @kernel
@@ -294,7 +292,7 @@ def forward(thread, threads, args):
     t = at(f32(args, 13), thread * i64(args, 14))
     empty = at(t, 36 * WIDTH)
     V = at(empty, C)
-    v_step, m_step = _v_step(block, C), _m_step(block, K)
+    v_step, m_step = _apart(block * C), _apart(block * K)
     M = at(V, 36 * v_step)
     tiles, panels = N * ((H + 3) // 4) * ((W + 3) // 4), D // K
     members = threads // groups
@@ -310,7 +308,7 @@ def forward(thread, threads, args):
             _patch(x, first + p, H, W, C, empty, t, V, p * C, v_step, C, 0)
         for q in range(member * panels // members, (member + 1) * panels // members):
             for xi in range(36):
-                u = at(U, (q * 36 + xi) * C * K)
+                u = at(U, (q * 36 + xi) * _apart(C * K))
                 for p in range(0, count, ROWS):  # rows past `count` multiply what an earlier block left; never read
                     v, m = at(V, xi * v_step + p * C), at(M, xi * m_step + p * K)
                     if K == WIDTH:
@@ -336,8 +334,8 @@ def gradient_transforms(thread, threads, args):
     kc = 2 * WIDTH if C % (2 * WIDTH) == 0 else WIDTH
     kd = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
     for p in range(thread * count // threads, (thread + 1) * count // threads):
-        _patch(x, first + p, H, W, C, empty, t, V, p * kc, count * C, kc, count * kc)
-        _output_gradients(dy, first + p, H, W, D, t, dM, p * kd, count * D, kd, count * kd)
+        _patch(x, first + p, H, W, C, empty, t, V, p * kc, _apart(count * C), kc, count * kc)
+        _output_gradients(dy, first + p, H, W, D, t, dM, p * kd, _apart(count * D), kd, count * kd)
 
 
 @kernel
@@ -354,9 +352,9 @@ def filter_products(thread, threads, args):
     items = 36 * (C // kc)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         xi, c = item // (C // kc), item % (C // kc) * kc
-        v = at(V, (xi * C + c) * count)
+        v = at(V, xi * _apart(count * C) + c * count)
         for d in range(0, D, kd):
-            m = at(dM, (xi * D + d) * count)
+            m = at(dM, xi * _apart(count * D) + d * count)
             for r in range(0, kc, D_ROWS):
                 u = at(dU, (xi * C + c + r) * D + d)
                 if kd == WIDTH:
@@ -366,7 +364,7 @@ def filter_products(thread, threads, args):
     groups = D // WIDTH
     for group in range(thread * groups // threads, (thread + 1) * groups // threads):
         d = group * WIDTH
-        place = (7 * D + d // kd * kd) * count + d % kd
+        place = 7 * _apart(count * D) + d // kd * kd * count + d % kd
         for p in range(count):
             image = (first + p) // per_image
             s = load(dM, place + p * kd)
