@@ -76,7 +76,7 @@ def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool
     d = W.shape[2] if turned else W.shape[3]
     threads, lanes = run.threads, winograd.panel(d)
     U = run.scratch("winograd U", 36 * d // lanes * winograd.apart(c * lanes))
-    winograd.pack_filters(threads, W, U, c, d, lanes, turned, run.scratch("winograd lines", threads * 32 * WIDTH))
+    winograd.pack_filters(threads, W, U, c, d, lanes, turned, run.scratch("winograd lines", threads * winograd.SCRATCH))
     tiles = n * -(-h // 4) * -(-w // 4)
     # Groups of threads share the tiles where each gets 16; else the members of a group share the panels.
     groups = max(1, min(threads, tiles // 16))
@@ -106,5 +106,5 @@ def _filter_gradient(run: "NumbaBackend", x: Array, dy: Array) -> tuple[Array, A
         winograd.gradient_transforms(threads, x, dy, V, dM, first, count, h, w, c, d, lines, size)
         winograd.filter_products(threads, V, dM, dU, db, first, count, per_image, c, d)
     dW = np.empty((3, 3, c, d), np.float32)
-    winograd.filter_gradient(threads, dU, dW, c, d, run.scratch("winograd lines", threads * 32 * WIDTH))
+    winograd.filter_gradient(threads, dU, dW, c, d, run.scratch("winograd lines", threads * winograd.SCRATCH))
     return dW, db

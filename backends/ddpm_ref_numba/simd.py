@@ -262,3 +262,35 @@ def distance(typing, p, q):
         return builder.ashr(builder.sub(end, start), word(2))
 
     return types.intp(f32_p, f32_p), codegen
+
+
+@intrinsic
+def transpose(typing, source, row, target, target_row):
+    """target[j, i] = source[i, j] of WIDTH x WIDTH numbers; row, target_row: from one row to the next.
+
+    Stage s of log₂ WIDTH exchanges the blocks of side s right of and below the diagonal in each square of side 2s.
+    """
+
+    def codegen(context, builder, sig, args):
+        source, row, target, target_row = args
+
+        def place(p, stride, i):
+            address = builder.gep(p, [builder.mul(stride, stride.type(i))])
+            return builder.bitcast(address, VECTOR.as_pointer())
+
+        rows = [builder.load(place(source, row, i), align=4) for i in range(WIDTH)]
+        s = 1
+        while s < WIDTH:
+            upper = ir.Constant(INDICES, [j if not j & s else WIDTH + j - s for j in range(WIDTH)])
+            lower = ir.Constant(INDICES, [j + s if not j & s else WIDTH + j for j in range(WIDTH)])
+            for i in range(WIDTH):
+                if not i & s:
+                    a, b = rows[i], rows[i + s]
+                    rows[i], rows[i + s] = builder.shuffle_vector(a, b, upper), builder.shuffle_vector(a, b, lower)
+            s *= 2
+        for i in range(WIDTH):
+            builder.store(rows[i], place(target, target_row, i), align=4)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(f32_p, n, f32_p, n), codegen

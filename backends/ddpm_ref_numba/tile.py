@@ -16,33 +16,32 @@ from ddpm_ref_numba.simd import VECTOR, WIDTH, call_llvm, f32_p, splat_value
 FMA = f"llvm.fmuladd.v{WIDTH}f32"
 
 
-def make_tile(rows, vectors, unroll=2):
+def make_tile(rows, vectors):
     """The product of one tile, as a function for kernels.
 
-    tile(A, row_stride, k_stride, B, b_stride, C, c_stride, K, add): A, B, C pointers to the tile's first elements;
-    add != 0 adds to C.
+    tile(A, row_stride, k_stride, B, b_stride, C, c_stride, K, start, start_stride, begin): A, B, C point to the tile's
+    first elements; the sums begin at 0, or if begin != 0 at start[m, n]: C itself, or a bias with start_stride 0.
     """
 
     @intrinsic
-    def tile(typing, A, ars, aks, B, bs, C, cs, K, add):
+    def tile(typing, A, ars, aks, B, bs, C, cs, K, start, ss, begin):
         def codegen(context, builder, sig, args):
-            A, ars, aks, B, bs, C, cs, K, add = args
+            A, ars, aks, B, bs, C, cs, K, start, ss, begin = args
             I = ars.type
             count = rows * vectors
 
-            def c_address(r, v):
-                return builder.bitcast(
-                    builder.gep(C, [builder.add(builder.mul(cs, I(r)), I(v * WIDTH))]), VECTOR.as_pointer()
-                )
+            def place(p, stride, r, v):
+                offset = builder.add(builder.mul(stride, I(r)), I(v * WIDTH))
+                return builder.bitcast(builder.gep(p, [offset]), VECTOR.as_pointer())
 
             acc = [cgutils.alloca_once(builder, VECTOR) for _ in range(count)]
             zero = ir.Constant(VECTOR, [0.0] * WIDTH)
             for a in acc:
                 builder.store(zero, a)
-            with builder.if_then(builder.icmp_signed("!=", add, I(0))):
+            with builder.if_then(builder.icmp_signed("!=", begin, I(0))):
                 for r in range(rows):
                     for v in range(vectors):
-                        builder.store(builder.load(c_address(r, v), align=4), acc[r * vectors + v])
+                        builder.store(builder.load(place(start, ss, r, v), align=4), acc[r * vectors + v])
             row_offsets = [builder.mul(ars, I(r)) for r in range(rows)]
             with cgutils.for_range(builder, K, intp=I) as loop:
                 k = loop.index
@@ -59,10 +58,10 @@ def make_tile(rows, vectors, unroll=2):
                         builder.store(call_llvm(builder, FMA, [a, b[v], builder.load(slot)]), slot)
             for r in range(rows):
                 for v in range(vectors):
-                    builder.store(builder.load(acc[r * vectors + v]), c_address(r, v), align=4)
+                    builder.store(builder.load(acc[r * vectors + v]), place(C, cs, r, v), align=4)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(f32_p, n, n, f32_p, n, f32_p, n, n, n), codegen
+        return types.void(f32_p, n, n, f32_p, n, f32_p, n, n, f32_p, n, n), codegen
 
     return tile

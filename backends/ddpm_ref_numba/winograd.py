@@ -12,13 +12,14 @@ All sums over C run in tiles of `ROWS` x panel registers. What overlaps the edge
 from numba import njit
 
 from ddpm_ref_numba.launch import kernel
-from ddpm_ref_numba.simd import WIDTH, at, distance, f4, f32, fma, i64, load, splat, store, zero
+from ddpm_ref_numba.simd import WIDTH, at, distance, f4, f32, fma, i64, load, splat, store, transpose, zero
 from ddpm_ref_numba.tile import make_tile
 
 ROWS = 8 if WIDTH == 16 else 6  # tiles of the image at a time in a register tile: 32 or 16 registers
 D_ROWS = 8 if WIDTH == 16 else 4  # channels at a time in that of dU: divides WIDTH
 _tile_2, _tile_1 = make_tile(ROWS, 2), make_tile(ROWS, 1)
 _d_tile_2, _d_tile_1 = make_tile(D_ROWS, 2), make_tile(D_ROWS, 1)
+SCRATCH = (18 + 9 * WIDTH) * WIDTH  # numbers of scratch a thread needs to transform filters
 inline = njit(error_model="numpy")
 
 
@@ -132,32 +133,34 @@ def pack_filters(thread, threads, args):
     args: w (3, 3, c, d), U, C, D, K, turned, scratch; C and D are those of U, so with turned w is (3, 3, D, C).
     """
     w, U, C, D, K, turned = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3), i64(args, 4), i64(args, 5)
-    t = at(f32(args, 6), thread * 32 * WIDTH)
+    t = at(f32(args, 6), thread * SCRATCH)
     taps = at(t, 18 * WIDTH)
-    items = D // WIDTH * C
+    step = _apart(C * K)
+    items = D // WIDTH * (C // WIDTH)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        d, c = item // C * WIDTH, item % C
-        for k in range(9):
-            if turned:  # lanes lie C apart; the 16 channels of a cache line follow each other in c
-                for lane in range(WIDTH):
-                    taps[k * WIDTH + lane] = w[((8 - k) * D + d + lane) * C + c]
+        d, c = item // (C // WIDTH) * WIDTH, item % (C // WIDTH) * WIDTH
+        u = d // K * 36 * step + d % K
+        for k in range(9):  # taps[k, c]: lanes over D
+            if turned:
+                transpose(at(w, ((8 - k) * D + d) * C + c), C, at(taps, k * WIDTH * WIDTH), WIDTH)
             else:
-                store(taps, k * WIDTH, load(w, (k * C + c) * D + d))
-        for j in range(3):
-            line = _g(load(taps, j * WIDTH), load(taps, (3 + j) * WIDTH), load(taps, (6 + j) * WIDTH))
-            _put6(t, j * WIDTH, 3 * WIDTH, line)
-        step = _apart(C * K)
-        u = d // K * 36 * step + c * K + d % K
-        for i in range(6):
-            line = _g(load(t, 3 * i * WIDTH), load(t, (3 * i + 1) * WIDTH), load(t, (3 * i + 2) * WIDTH))
-            _put6(U, u + 6 * i * step, step, line)
+                for i in range(WIDTH):
+                    store(taps, (k * WIDTH + i) * WIDTH, load(w, (k * C + c + i) * D + d))
+        for i in range(WIDTH):
+            o, row = i * WIDTH, 3 * WIDTH * WIDTH
+            for j in range(3):
+                tap = o + j * WIDTH * WIDTH
+                _put6(t, j * WIDTH, 3 * WIDTH, _g(load(taps, tap), load(taps, tap + row), load(taps, tap + 2 * row)))
+            for j in range(6):
+                line = _g(load(t, 3 * j * WIDTH), load(t, (3 * j + 1) * WIDTH), load(t, (3 * j + 2) * WIDTH))
+                _put6(U, u + (c + i) * K + 6 * j * step, step, line)
 
 
 @kernel
 def filter_gradient(thread, threads, args):
     """dW = Gᵀ dU G from dU [36][C][D].  args: dU, dW (3, 3, C, D), C, D, scratch."""
     dU, dW, C, D = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3)
-    t = at(f32(args, 4), thread * 32 * WIDTH)
+    t = at(f32(args, 4), thread * SCRATCH)
     for c in range(thread * C // threads, (thread + 1) * C // threads):
         for d in range(0, D, WIDTH):
             for j in range(6):
@@ -312,9 +315,9 @@ def forward(thread, threads, args):
                 for p in range(0, count, ROWS):  # rows past `count` multiply what an earlier block left; never read
                     v, m = at(V, xi * v_step + p * C), at(M, xi * m_step + p * K)
                     if K == WIDTH:
-                        _tile_1(v, C, 1, u, K, m, K, C, 0)
+                        _tile_1(v, C, 1, u, K, m, K, C, m, K, 0)
                     else:
-                        _tile_2(v, C, 1, u, K, m, K, C, 0)
+                        _tile_2(v, C, 1, u, K, m, K, C, m, K, 0)
             for p in range(count):
                 _outputs(M, p * K, m_step, y, first + p, H, W, D, q * K, K, bias, bias_step, t)
 
@@ -358,9 +361,9 @@ def filter_products(thread, threads, args):
             for r in range(0, kc, D_ROWS):
                 u = at(dU, (xi * C + c + r) * D + d)
                 if kd == WIDTH:
-                    _d_tile_1(at(v, r), 1, kc, m, kd, u, D, count, add)
+                    _d_tile_1(at(v, r), 1, kc, m, kd, u, D, count, u, D, add)
                 else:
-                    _d_tile_2(at(v, r), 1, kc, m, kd, u, D, count, add)
+                    _d_tile_2(at(v, r), 1, kc, m, kd, u, D, count, u, D, add)
     groups = D // WIDTH
     for group in range(thread * groups // threads, (thread + 1) * groups // threads):
         d = group * WIDTH
