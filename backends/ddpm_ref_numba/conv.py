@@ -34,7 +34,7 @@ def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) 
             z[keep] = dy
         else:
             z = np.ascontiguousarray(dy)
-        dx = _convolve(run, z, W, np.zeros(x.shape[3], np.float32), turned=True)
+        dx = _convolve(run, z, W, run.zeros(x.shape[3]), turned=True)
         dW, db = _filter_gradient(run, x, z)
         db = db.sum(axis=0) if b.ndim == 1 else db
         if x.shape[3] != c or W.shape[3] != d:
