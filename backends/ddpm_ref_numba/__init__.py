@@ -1,35 +1,57 @@
 """The Numba backend: `ddpm_ref.Backend` with compiled CPU kernels for float32.
 
-    launch     what a kernel is, its threads, its place on disk, the guard against overruns
-    simd       vectors of float32       tile     the inner loop of all matrix products
+    launch              what a kernel is, its threads, its place on disk, the guard against overruns
+    simd, simd_int      vectors of float32 and of 32-bit integers       tile, matmul   all matrix products
+    winograd, conv      3x3 convolution        dense, attention, norm, pointwise       the other operations
+    noise, update       the counted random numbers, bit for bit; clipping, Adam and EMA in one pass
 
-One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. The shapes that a kernel does
-not take (such as channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
+One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. Shapes that a kernel does not
+take (channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 
+try:
+    import numba
+except ImportError as error:
+    raise ImportError('the numba backend needs Numba: pip install "ddpm-ref[numba]"') from error
+
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_numba import attention, conv, dense, norm
+from ddpm_ref.nn.optim import AdamSettings
+from ddpm_ref.random import Purpose
+from ddpm_ref_numba import attention, conv, dense, noise, norm, pointwise, update
+from ddpm_ref_numba.simd import WIDTH
 
 __all__ = ["NumbaBackend"]
 
 
+def default_threads() -> int:
+    """NUMBA_NUM_THREADS or OMP_NUM_THREADS if set, else the cores this process may run on."""
+    for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
+        given = os.environ.get(variable, "")
+        if given.isdigit() and int(given):
+            return int(given)
+    return int(numba.config.NUMBA_DEFAULT_NUM_THREADS)
+
+
 class NumbaBackend(Backend):
-    """Kernels compiled at first use and kept on disk."""
+    """Kernels compiled at first use and kept on disk.
+
+    threads: those of the environment (`default_threads`) unless given. Results repeat bit for bit for a given number.
+    """
 
     name = "numba"
 
     def __init__(self, threads: int | None = None) -> None:
-        import os
-
-        self.threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise ValueError(f"threads: wanted an integer >= 1, got {threads!r}")
+        self.threads = threads or default_threads()
         self._scratch: dict[str, Array] = {}
-
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`: Winograd F(4x4, 3x3)."""
         if x.dtype != np.float32:
@@ -66,3 +88,36 @@ class NumbaBackend(Backend):
         if buffer is None or len(buffer) < size:
             buffer = self._scratch[name] = np.zeros(size, dtype)
         return buffer
+
+    def upsample(self, x: Array) -> tuple[Array, Backward]:
+        """`ops.upsample`; channels that do not fill vectors: NumPy's body."""
+        if x.dtype != np.float32 or x.shape[-1] % WIDTH:
+            return super().upsample(x)
+        return pointwise.upsample(self, x)
+
+    def dropout(self, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
+        """`ops.dropout`, the same bits."""
+        if x.dtype != np.float32 or uniform.dtype != np.float32:
+            return super().dropout(x, uniform, rate)
+        return pointwise.dropout(self, x, uniform, rate)
+
+    def normal(
+        self, seed: int, purpose: Purpose, step: int, samples: Array, shape: tuple[int, ...], *, layer: int = 0
+    ) -> Array:
+        """`random.normal`, the same bits."""
+        return noise.normal(self, seed, purpose, step, samples, shape, layer=layer)
+
+    def uniform(
+        self, seed: int, purpose: Purpose, step: int, samples: Array, shape: tuple[int, ...], *, layer: int = 0
+    ) -> Array:
+        """`random.uniform`, the same bits."""
+        return noise.uniform(self, seed, purpose, step, samples, shape, layer=layer)
+
+    def update(
+        self, params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: AdamSettings
+    ) -> float:
+        """`optim.update` in one pass."""
+        vectors = params, grads, m, v, ema
+        if not all(a.dtype == np.float32 and a.flags.c_contiguous and a.shape == (params.size,) for a in vectors):
+            return super().update(params, grads, m, v, ema, step, settings)
+        return update.update(self, *vectors, step, settings)
