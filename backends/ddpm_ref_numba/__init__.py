@@ -52,6 +52,7 @@ class NumbaBackend(Backend):
             raise ValueError(f"threads: wanted an integer >= 1, got {threads!r}")
         self.threads = threads or default_threads()
         self._scratch: dict[str, Array] = {}
+
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`: Winograd F(4x4, 3x3)."""
         if x.dtype != np.float32:

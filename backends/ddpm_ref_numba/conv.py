@@ -85,7 +85,22 @@ def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool
     y = np.empty((n, h, w, d), np.float32)
     bias_step = d if b.ndim == 2 else 0
     winograd.forward(
-        threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, run.scratch("winograd", threads * size), size
+        threads,
+        x,
+        U,
+        b,
+        bias_step,
+        y,
+        n,
+        h,
+        w,
+        c,
+        d,
+        lanes,
+        block,
+        groups,
+        run.scratch("winograd", threads * size),
+        size,
     )
     return y
 

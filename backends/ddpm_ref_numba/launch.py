@@ -19,8 +19,13 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator, UserWideCacheLocator
-from numba.core.caching import InTreeCacheLocator
+from numba.core.caching import (
+    CompileResultCacheImpl,
+    FunctionCache,
+    InTreeCacheLocator,
+    UserProvidedCacheLocator,
+    UserWideCacheLocator,
+)
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
@@ -198,7 +203,9 @@ def _guarded(args: tuple[Any, ...]) -> Iterator[list[Any]]:
             raise AssertionError("a kernel takes contiguous arrays of 4- or 8-byte numbers")
         words = a.nbytes // 4
         if (key := (address_of(a), words)) not in zones:
-            whole = np.full(words + 2 * _ZONE, _MARK + len(zones), np.uint32)  # marks differ: one copied over another shows
+            whole = np.full(
+                words + 2 * _ZONE, _MARK + len(zones), np.uint32
+            )  # marks differ: one copied over another shows
             inner = whole[_ZONE : _ZONE + words]
             inner[:] = a.reshape(-1).view(np.uint32)
             zones[key] = (a, whole, inner)

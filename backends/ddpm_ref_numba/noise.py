@@ -17,7 +17,15 @@ from ddpm_ref.schedule import Schedule
 from ddpm_ref_numba.launch import kernel
 from ddpm_ref_numba.simd import WIDTH, each, f4, f32, i64, i64s, load, real, splat, sqrt, store
 from ddpm_ref_numba.simd_int import (
-    bits, from_bits, interleave, load_some, number, philox4x32_10, store_some, where_bit, where_less,
+    bits,
+    from_bits,
+    interleave,
+    load_some,
+    number,
+    philox4x32_10,
+    store_some,
+    where_bit,
+    where_less,
 )  # fmt: skip
 
 GROUP = 4 * WIDTH

@@ -1,13 +1,13 @@
 """Vectors of 32-bit integers beside `simd`'s vectors of float32, and loads and stores of part of a vector.
 
-    + - & | ^ << >>              lane by lane, wrapping; >> fills with zeros; an int on the right is meant for each lane
-    bits(v), from_bits(w)        the same 32 bits read as the other kind
-    number(w)                    a signed integer as float32
-    where_less(a, b, x, y)       x where a < b, else y (also where a or b is NaN)
-    where_bit(w, n, x, y)        x where bit n of w is set, else y
-    interleave(a, b, c, d)       four vectors that hold a_0 b_0 c_0 d_0 a_1 b_1 …
-    load_some(p, i, n)           the first n numbers from p[i] on, zeros behind; nothing else is read
-    store_some(p, i, v, n)       the reverse; nothing else is written. n may be below 0 or above WIDTH
++ - & | ^ << >>              lane by lane, wrapping; >> fills with zeros; an int on the right is meant for each lane
+bits(v), from_bits(w)        the same 32 bits read as the other kind
+number(w)                    a signed integer as float32
+where_less(a, b, x, y)       x where a < b, else y (also where a or b is NaN)
+where_bit(w, n, x, y)        x where bit n of w is set, else y
+interleave(a, b, c, d)       four vectors that hold a_0 b_0 c_0 d_0 a_1 b_1 …
+load_some(p, i, n)           the first n numbers from p[i] on, zeros behind; nothing else is read
+store_some(p, i, v, n)       the reverse; nothing else is written. n may be below 0 or above WIDTH
 """
 
 import operator
@@ -15,12 +15,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-from ddpm_ref_numba.simd import _argument, I32, INDICES, VECTOR, WIDTH, call_llvm, f32_p, splat_value, u32_p, vector
+from ddpm_ref_numba.simd import I32, INDICES, VECTOR, WIDTH, _argument, call_llvm, f32_p, splat_value, u32_p, vector
 
 MASK = ir.VectorType(ir.IntType(1), WIDTH)
 
