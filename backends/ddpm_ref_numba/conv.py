@@ -1,8 +1,8 @@
 """3x3 convolution: `Backend.conv3x3` by the kernels of `winograd`.
 
-Winograd for every shape, by a rule of padding: channels are padded with zeros to whole vectors, and a convolution of stride 2
-is that of stride 1 with every second output kept, which costs what a direct one would. A direct kernel would gain at
-4x4 images and small batches alone, where both are bound by reading the filters.
+Winograd for every shape, by a rule of padding: channels are padded with zeros to whole vectors, and a convolution of
+stride 2 is that of stride 1 with every second output kept, which costs what a direct one would. A direct kernel would
+gain at 4x4 images and small batches alone, where both are bound by reading the filters.
 """
 
 from typing import TYPE_CHECKING
@@ -56,7 +56,7 @@ def _padded(a: Array, *axes: tuple[int, int]) -> Array:
 
 
 def _kept(shape: tuple[int, ...], stride: int) -> tuple[slice, slice]:
-    """Which outputs of stride 1 are those of stride 2: windows begin at pixel 0 of an even size, before it of an odd one."""
+    """Which outputs of stride 1 are those of stride 2: its windows begin at pixel 0 of an even size, before it of an odd."""
     if stride == 1:
         return slice(None), slice(None)
     return slice(1 - shape[1] % 2, None, 2), slice(1 - shape[2] % 2, None, 2)
@@ -84,24 +84,8 @@ def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool
     size = winograd.forward_scratch(block, c, d)
     y = np.empty((n, h, w, d), np.float32)
     bias_step = d if b.ndim == 2 else 0
-    winograd.forward(
-        threads,
-        x,
-        U,
-        b,
-        bias_step,
-        y,
-        n,
-        h,
-        w,
-        c,
-        d,
-        lanes,
-        block,
-        groups,
-        run.scratch("winograd", threads * size),
-        size,
-    )
+    scratch = run.scratch("winograd", threads * size)
+    winograd.forward(threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, scratch, size)
     return y
 
 
