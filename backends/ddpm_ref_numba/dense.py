@@ -21,15 +21,8 @@ _SMALL = 1 << 16  # multiplications that one thread does before another has begu
 @kernel
 def rows_times(thread, threads, args):
     """y = x W + b.  args: x (M, C), W (C, D), b (D,), y (M, D), M, C, D; C any, D a multiple of WIDTH."""
-    x, W, b, y, M, C, D = (
-        f32(args, 0),
-        f32(args, 1),
-        f32(args, 2),
-        f32(args, 3),
-        i64(args, 4),
-        i64(args, 5),
-        i64(args, 6),
-    )
+    x, W, b, y = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
+    M, C, D = i64(args, 4), i64(args, 5), i64(args, 6)
     lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
     panels, blocks = D // lanes, (M + BLOCK - 1) // BLOCK
     items = blocks * panels
@@ -56,15 +49,8 @@ def gradients(thread, threads, args):
 
     A thread owns WIDTH rows of dW at a time and sums over all M, so that the result does not depend on the threads.
     """
-    x, dy, dW, db, M, C, D = (
-        f32(args, 0),
-        f32(args, 1),
-        f32(args, 2),
-        f32(args, 3),
-        i64(args, 4),
-        i64(args, 5),
-        i64(args, 6),
-    )
+    x, dy, dW, db = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
+    M, C, D = i64(args, 4), i64(args, 5), i64(args, 6)
     lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
     panels = D // lanes
     items = C // WIDTH * panels

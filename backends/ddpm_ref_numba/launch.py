@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def _stamped(locator: type) -> type:
 class _Storage(CompileResultCacheImpl):
     """Numba's places (NUMBA_CACHE_DIR, beside the file, the user's cache folder), with the stamp of all files."""
 
-    _locator_classes = [_stamped(c) for c in (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)]
+    _locator_classes = tuple(map(_stamped, (UserProvidedCacheLocator, InTreeCacheLocator, UserWideCacheLocator)))
 
 
 class _Cache(FunctionCache):
@@ -68,10 +68,8 @@ class _Cache(FunctionCache):
 
 def _cached(compiled: Any, function: Any) -> Any:
     """Give a CFunc or dispatcher the stamped cache; where no folder can be written, leave it without."""
-    try:
+    with suppress(RuntimeError):
         compiled._cache = _Cache(function)
-    except RuntimeError:
-        pass
     return compiled
 
 

@@ -1,4 +1,7 @@
-"""Matrix products of any shape for `dense` and `attention`, in register tiles; no BLAS, whose threads would fight ours."""
+"""Matrix products of any shape for `dense` and `attention`, in register tiles.
+
+No BLAS: its pool of threads and ours would wait for each other.
+"""
 
 from numba import njit
 

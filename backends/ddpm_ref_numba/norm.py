@@ -22,7 +22,10 @@ _MOST = 512  # channels of the widest slice
 
 @kernel
 def normalise(thread, threads, args):
-    """args: x (N, S, C), gamma, beta, y, mean (N, G), r (N, G), N, S, C, channels of a group, of a slice, silu, scratch."""
+    """args: x (N, S, C), gamma, beta, y, mean (N, G), r (N, G), N, S, C, width, wide, silu, scratch.
+
+    width, wide: channels of a group, of a slice.
+    """
     x, gamma, beta, y, mean, r = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
     N, S, C, width, wide, silu = i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9), i64(args, 10), i64(args, 11)
     sums = at(f32(args, 12), thread * 3 * wide)

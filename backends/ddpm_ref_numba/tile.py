@@ -27,28 +27,28 @@ def make_tile(rows, vectors):
     def tile(typing, A, ars, aks, B, bs, C, cs, K, start, ss, begin):
         def codegen(context, builder, sig, args):
             A, ars, aks, B, bs, C, cs, K, start, ss, begin = args
-            I = ars.type
+            word = ars.type
             count = rows * vectors
 
             def place(p, stride, r, v):
-                offset = builder.add(builder.mul(stride, I(r)), I(v * WIDTH))
+                offset = builder.add(builder.mul(stride, word(r)), word(v * WIDTH))
                 return builder.bitcast(builder.gep(p, [offset]), VECTOR.as_pointer())
 
             acc = [cgutils.alloca_once(builder, VECTOR) for _ in range(count)]
             zero = ir.Constant(VECTOR, [0.0] * WIDTH)
             for a in acc:
                 builder.store(zero, a)
-            with builder.if_then(builder.icmp_signed("!=", begin, I(0))):
+            with builder.if_then(builder.icmp_signed("!=", begin, word(0))):
                 for r in range(rows):
                     for v in range(vectors):
                         builder.store(builder.load(place(start, ss, r, v), align=4), acc[r * vectors + v])
-            row_offsets = [builder.mul(ars, I(r)) for r in range(rows)]
-            with cgutils.for_range(builder, K, intp=I) as loop:
+            row_offsets = [builder.mul(ars, word(r)) for r in range(rows)]
+            with cgutils.for_range(builder, K, intp=word) as loop:
                 k = loop.index
                 ak = builder.gep(A, [builder.mul(k, aks)])
                 bk = builder.gep(B, [builder.mul(k, bs)])
                 b = [
-                    builder.load(builder.bitcast(builder.gep(bk, [I(v * WIDTH)]), VECTOR.as_pointer()), align=4)
+                    builder.load(builder.bitcast(builder.gep(bk, [word(v * WIDTH)]), VECTOR.as_pointer()), align=4)
                     for v in range(vectors)
                 ]
                 for r in range(rows):

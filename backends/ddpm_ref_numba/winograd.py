@@ -5,7 +5,7 @@
     adjoints   dx is the convolution of dy with the filters turned by 180° and transposed: the same kernel
                dW = Gᵀ dU G,   dU_ξ = V_ξᵀ dM_ξ,   dM = A dy Aᵀ
 
-Index letters: P tiles of all images in rows of tiles, ξ = 6 i + j, C channels in, D out, K = `panel(·)` lanes of a panel.
+Index letters: P tiles of all images in rows of tiles, ξ = 6 i + j, C channels in, D out, K = `panel(·)` lanes.
 All sums over C run in tiles of `ROWS` x panel registers. What overlaps the edge is read as zeros and not written.
 """
 
@@ -33,7 +33,7 @@ def apart(size: int) -> int:
     return size + WIDTH
 
 
-# --- the six transforms of one line; their second dimension is the same again ------------------------------------------
+# --- the transforms of one line; their second dimension is the same again ---------------------------------------------
 
 
 _apart = inline(apart)
@@ -128,9 +128,10 @@ def _a_at(p, i, step):
 
 @kernel
 def pack_filters(thread, threads, args):
-    """U = G w Gᵀ as panels [D/K][36][C][K] (each ξ `_apart` from the next); turned: the filters of the adjoint, w turned by 180°, C and D exchanged.
+    """U = G w Gᵀ as panels [D/K][36][C][K], each ξ `_apart` from the next.
 
-    args: w (3, 3, c, d), U, C, D, K, turned, scratch; C and D are those of U, so with turned w is (3, 3, D, C).
+    args: w (3, 3, C, D), U, C, D, K, turned, scratch.  turned: the filters of the adjoint, w turned by 180° and
+    transposed; C and D are those of U, so that w is then (3, 3, D, C).
     """
     w, U, C, D, K, turned = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3), i64(args, 4), i64(args, 5)
     t = at(f32(args, 6), thread * SCRATCH)
@@ -220,7 +221,7 @@ def _patch(x, p, H, W, C, empty, t, V, v, step, lanes, next_lanes):
 
 @inline
 def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step, t):
-    """y = Aᵀ M A + bias for tile p and channels d … d + lanes; M_ξ at M[m + ξ step]; bias_step: 0, or D if per image."""
+    """y = Aᵀ M A + bias of tile p, channels d … d + lanes; M_ξ at M[m + ξ step]; bias_step: 0, or D if per image."""
     across = (W + 3) // 4
     per_image = (H + 3) // 4 * across
     image, tile = p // per_image, p % per_image
@@ -285,8 +286,8 @@ def forward_scratch(block: int, C: int, D: int) -> int:
 def forward(thread, threads, args):
     """y = conv(x) + bias, a block of tiles at a time: V of the block stays in the second-level cache, U streams by.
 
-    args: x (N, H, W, C), U, bias, bias_step, y (N, H, W, D), N, H, W, C, D, K, block, groups, scratch, scratch a thread.
-    block: tiles at a time, a multiple of ROWS.  The first `groups` · (threads // groups) threads work: `groups` groups share
+    args: x (N, H, W, C), U, bias, bias_step, y (N, H, W, D), N, H, W, C, D, K, block, groups, scratch, its size a thread.
+    block: tiles at a time, a multiple of ROWS.  The first `groups` · (threads // groups) threads work: the groups share
     the tiles, the threads of a group the panels of D (where there are too few tiles to share).
     """
     x, U, bias, bias_step, y = f32(args, 0), f32(args, 1), f32(args, 2), i64(args, 3), f32(args, 4)
