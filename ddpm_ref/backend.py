@@ -5,6 +5,7 @@ its adjoint together. Everything else in the project is written once, over any a
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,19 @@ class Backend:
         return np.asarray(x)
 
 
+_NAMED = {"numba": ("ddpm_ref_numba:NumbaBackend", "Numba's compiled CPU kernels")}
+"""The backends with names of their own, beside "numpy": where each is, and what it is. Its extra has its name."""
+
+
 def available_backends() -> dict[str, str]:
     """The backends that `get_backend` finds by name here, and what each is."""
-    return {"numpy": f"NumPy {np.__version__}, the reference"}
+    here = {name: what for name, (place, what) in _NAMED.items() if _is_here(name, place)}
+    return {"numpy": f"NumPy {np.__version__}, the reference"} | here
+
+
+def _is_here(library: str, place: str) -> bool:
+    """Whether a backend's package and its library are installed, without importing them."""
+    return all(importlib.util.find_spec(name) for name in (library, place.partition(":")[0]))
 
 
 def get_backend(name: str = "numpy") -> Backend:
@@ -107,6 +118,10 @@ def get_backend(name: str = "numpy") -> Backend:
     """
     if name == "numpy":
         return Backend()
+    if name in _NAMED:
+        if not _is_here(name, _NAMED[name][0]):
+            raise ValueError(f'backend: {name!r} is not installed here; pip install "ddpm-ref[{name}]"')
+        return get_backend(_NAMED[name][0])
     module, _, cls = name.partition(":")
     if not cls:
         raise ValueError(f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}")

@@ -43,7 +43,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "no diffusion": (("--T", 0), "--T: wanted"),
     "a negative seed": (("--seed", -1), "--seed: wanted an integer in 0..18446744073709551615, got -1"),
     "a seed of 65 bits": (("--seed", 2**64), "--seed: wanted"),
-    "a backend": (("--backend", "abacus"), "backend: wanted numpy or 'package.module:Class', got 'abacus'"),
+    "a backend": (("--backend", "abacus"), "or 'package.module:Class', got 'abacus'"),
     "a class that is none": (("--backend", "math:pi"), "backend: 'math:pi' is not a subclass"),
     "groups": (("--groups", 3), "groups: wanted a divisor of every width"),
     "micro-batch": (("--micro-batch", 5), "micro_batch: wanted an integer in 1..4, got 5"),

@@ -56,7 +56,7 @@ def _padded(a: Array, *axes: tuple[int, int]) -> Array:
 
 
 def _kept(shape: tuple[int, ...], stride: int) -> tuple[slice, slice]:
-    """Which outputs of stride 1 are those of stride 2: its windows begin at pixel 0 of an even size, before it of an odd."""
+    """Which outputs of stride 1 are those of stride 2: its windows begin at pixel 0 of even sizes, before it of odd."""
     if stride == 1:
         return slice(None), slice(None)
     return slice(1 - shape[1] % 2, None, 2), slice(1 - shape[2] % 2, None, 2)

@@ -287,7 +287,7 @@ def forward(thread, threads, args):
     """y = conv(x) + bias, a block of tiles at a time: V of the block stays in the second-level cache, U streams by.
 
     args: x (N, H, W, C), U, bias, bias_step, y (N, H, W, D), N, H, W, C, D, K, block, groups, scratch, its size.
-    block: tiles at a time, a multiple of ROWS.  Groups of threads share the tiles, the threads of a group the panels of D.
+    block: tiles at a time, a multiple of ROWS.  Groups of threads share the tiles, threads of a group the panels of D.
     """
     x, U, bias, bias_step, y = f32(args, 0), f32(args, 1), f32(args, 2), i64(args, 3), f32(args, 4)
     N, H, W, C, D, K = i64(args, 5), i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9), i64(args, 10)
