@@ -20,27 +20,40 @@ _SMALL = 1 << 16  # multiplications that one thread does before another has begu
 
 @kernel
 def rows_times(thread, threads, args):
-    """y = x W + b.  args: x (M, C), W (C, D), b (D,), y (M, D), M, C, D; C any, D a multiple of WIDTH."""
-    x, W, b, y = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
-    M, C, D = i64(args, 4), i64(args, 5), i64(args, 6)
+    """y = x W + b.  args: x (M, C), W, W_step, b (D,), y (M, D), M, C, D; C any, D a multiple of WIDTH.
+
+    W: (C, D) with W_step 0, or its panels [D/K][C][K] with W_step K.
+    """
+    x, W, W_step, b, y = f32(args, 0), f32(args, 1), i64(args, 2), f32(args, 3), f32(args, 4)
+    M, C, D = i64(args, 5), i64(args, 6), i64(args, 7)
     lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
     panels, blocks = D // lanes, (M + BLOCK - 1) // BLOCK
     items = blocks * panels
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         first, d = item // panels * BLOCK, item % panels * lanes
         rows = min(BLOCK, M - first)
-        columns(at(x, first * C), C, 1, at(W, d), D, at(y, first * D + d), D, rows, lanes, C, at(b, d), 0, 1)
+        w, step = (at(W, d * C), lanes) if W_step else (at(W, d), D)
+        columns(at(x, first * C), C, 1, w, step, at(y, first * D + d), D, rows, lanes, C, at(b, d), 0, 1)
 
 
 @kernel
-def transposed(thread, threads, args):
-    """Wᵀ of W (C, D), both multiples of WIDTH.  args: W, Wᵀ, C, D."""
-    W, T, C, D = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3)
-    blocks = D // WIDTH
-    items = C // WIDTH * blocks
+def panels(thread, threads, args):
+    """W or its transpose in panels [D/K][C][K].  args: W, out, C, D, turned; C, D of out, multiples of WIDTH.
+
+    Strides of whole rows of W would put a panel into few sets of the cache.
+    """
+    W, out, C, D, turned = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3), i64(args, 4)
+    lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
+    blocks = C // WIDTH
+    items = D // WIDTH * blocks
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        c, d = item // blocks * WIDTH, item % blocks * WIDTH
-        transpose(at(W, c * D + d), D, at(T, d * C + c), C)
+        d, c = item // blocks * WIDTH, item % blocks * WIDTH
+        o = (d // lanes * C + c) * lanes + d % lanes
+        if turned:
+            transpose(at(W, d * C + c), C, at(out, o), lanes)
+        else:
+            for i in range(WIDTH):
+                store(out, o + i * lanes, load(W, (c + i) * D + d))
 
 
 @kernel
@@ -83,15 +96,25 @@ def dense(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Bac
     m = x.size // c
     y = np.empty((*x.shape[:-1], d), np.float32)
     threads = 1 if m * c * d < _SMALL else run.threads
-    rows_times(threads, x, W, b, y, m, c, d)
+    _times(run, threads, x, W, b, y, m, c, d, turned=False)
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dy = np.ascontiguousarray(dy)
         dx, dW, db = np.empty(x.shape, np.float32), np.empty((c, d), np.float32), np.empty(d, np.float32)
-        W_t = run.scratch("dense transposed", c * d)
-        transposed(threads, W, W_t, c, d)
-        rows_times(threads, dy, W_t, run.zeros(c), dx, m, d, c)
+        _times(run, threads, dy, W, run.zeros(c), dx, m, d, c, turned=True)
         gradients(threads, x, dy, dW, db, m, c, d)
         return dx, dW, db
 
     return y, backward
+
+
+def _times(
+    run: "NumbaBackend", threads: int, x: Array, W: Array, b: Array, y: Array, m: int, c: int, d: int, *, turned: bool
+) -> None:
+    """y = x W + b with W or its transpose, in panels where there are rows enough to pay for that."""
+    lanes = 0
+    if turned or m >= BLOCK:
+        lanes = 2 * WIDTH if d % (2 * WIDTH) == 0 else WIDTH
+        given, W = W, run.scratch("dense panels", c * d)
+        panels(1 if c * d < _SMALL else threads, given, W, c, d, turned)
+    rows_times(threads, x, W, lanes, b, y, m, c, d)
