@@ -70,22 +70,41 @@ def _blocks(tiles: int, channels: int) -> int:
     return -(-size // winograd.ROWS) * winograd.ROWS
 
 
+def _plan(tiles: int, c: int, d: int, lanes: int, threads: int) -> tuple[bool, int]:
+    """Whether V of all tiles is made at once and U a panel at a time, and into how many groups the threads go.
+
+    At once, neither U nor V passes through main memory; it pays where there are fewer tiles than channels, and where
+    all is small. Then either all threads transform all tiles (one group) or each group all filters: what is cheaper is
+    done again, 16 channels of a tile being about a fortieth of 16 x 16 filters.
+    """
+    once = tiles * c <= (1 << 13) or (tiles <= d and tiles * c <= (1 << 17))
+    if once and tiles < 2 * d and d // lanes >= threads:
+        return once, 1
+    return once, max(1, min(threads, tiles // 16))
+
+
 def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool) -> Array:
     """Stride 1; turned: with the filters of the adjoint, from W's D channels to its C."""
     n, h, w, c = x.shape
     d = W.shape[2] if turned else W.shape[3]
     threads, lanes = run.threads, winograd.panel(d)
-    U = run.scratch("winograd U", 36 * d // lanes * winograd.apart(c * lanes))
-    winograd.pack_filters(threads, W, U, c, d, lanes, turned, run.scratch("winograd lines", threads * winograd.SCRATCH))
     tiles = n * -(-h // 4) * -(-w // 4)
-    # Groups of threads share the tiles where each gets 16; else the members of a group share the panels.
-    groups = max(1, min(threads, tiles // 16))
-    block = _blocks(-(-tiles // groups), c)
-    size = winograd.forward_scratch(block, c, d)
+    once, groups = _plan(tiles, c, d, lanes, threads)
+    if once:
+        U, block = W, -(-tiles // groups)
+        block = -(-block // winograd.ROWS) * winograd.ROWS
+    else:
+        block = _blocks(-(-tiles // groups), c)
+        U = run.scratch("winograd U", 36 * d // lanes * winograd.apart(c * lanes))
+        lines = run.scratch("winograd lines", threads * winograd.SCRATCH)
+        winograd.pack_filters(threads, W, U, c, d, lanes, turned, lines)
+    size = winograd.forward_scratch(block, c, d, once)
     y = np.empty((n, h, w, d), np.float32)
     bias_step = d if b.ndim == 2 else 0
     scratch = run.scratch("winograd", threads * size)
-    winograd.forward(threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, scratch, size)
+    winograd.forward(
+        threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, scratch, size, once, turned
+    )  # fmt: skip
     return y
 
 

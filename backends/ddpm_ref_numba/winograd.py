@@ -126,35 +126,41 @@ def _a_at(p, i, step):
 # --- filters ----------------------------------------------------------------------------------------------------------
 
 
+@inline
+def _pack(w, C, D, c, d, turned, U, u, row, step, t):
+    """U_ξ = G w Gᵀ of WIDTH channels from c and WIDTH from d, at U[u + channel · row + ξ step]; t: SCRATCH numbers.
+
+    w: (3, 3, C, D); turned: the filters of the adjoint, w turned by 180° and transposed. C and D are those of U, so
+    that w is then (3, 3, D, C).
+    """
+    taps = at(t, 18 * WIDTH)
+    for k in range(9):  # taps[k, c]: lanes over D
+        if turned:
+            transpose(at(w, ((8 - k) * D + d) * C + c), C, at(taps, k * WIDTH * WIDTH), WIDTH)
+        else:
+            for i in range(WIDTH):
+                store(taps, (k * WIDTH + i) * WIDTH, load(w, (k * C + c + i) * D + d))
+    for i in range(WIDTH):
+        o, line_of_taps = i * WIDTH, 3 * WIDTH * WIDTH
+        for j in range(3):
+            tap = o + j * WIDTH * WIDTH
+            line = _g(load(taps, tap), load(taps, tap + line_of_taps), load(taps, tap + 2 * line_of_taps))
+            _put6(t, j * WIDTH, 3 * WIDTH, line)
+        for j in range(6):
+            line = _g(load(t, 3 * j * WIDTH), load(t, (3 * j + 1) * WIDTH), load(t, (3 * j + 2) * WIDTH))
+            _put6(U, u + i * row + 6 * j * step, step, line)
+
+
 @kernel
 def pack_filters(thread, threads, args):
-    """U = G w Gᵀ as panels [D/K][36][C][K], each ξ `_apart` from the next.
-
-    args: w (3, 3, C, D), U, C, D, K, turned, scratch.  turned: the filters of the adjoint, w turned by 180° and
-    transposed; C and D are those of U, so that w is then (3, 3, D, C).
-    """
+    """U as panels [D/K][36][C][K], each ξ `_apart` from the next.  args: w, U, C, D, K, turned, scratch."""
     w, U, C, D, K, turned = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3), i64(args, 4), i64(args, 5)
     t = at(f32(args, 6), thread * SCRATCH)
-    taps = at(t, 18 * WIDTH)
     step = _apart(C * K)
     items = D // WIDTH * (C // WIDTH)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         d, c = item // (C // WIDTH) * WIDTH, item % (C // WIDTH) * WIDTH
-        u = d // K * 36 * step + d % K
-        for k in range(9):  # taps[k, c]: lanes over D
-            if turned:
-                transpose(at(w, ((8 - k) * D + d) * C + c), C, at(taps, k * WIDTH * WIDTH), WIDTH)
-            else:
-                for i in range(WIDTH):
-                    store(taps, (k * WIDTH + i) * WIDTH, load(w, (k * C + c + i) * D + d))
-        for i in range(WIDTH):
-            o, row = i * WIDTH, 3 * WIDTH * WIDTH
-            for j in range(3):
-                tap = o + j * WIDTH * WIDTH
-                _put6(t, j * WIDTH, 3 * WIDTH, _g(load(taps, tap), load(taps, tap + row), load(taps, tap + 2 * row)))
-            for j in range(6):
-                line = _g(load(t, 3 * j * WIDTH), load(t, (3 * j + 1) * WIDTH), load(t, (3 * j + 2) * WIDTH))
-                _put6(U, u + (c + i) * K + 6 * j * step, step, line)
+        _pack(w, C, D, c, d, turned, U, d // K * 36 * step + d % K + c * K, K, step, t)
 
 
 @kernel
@@ -277,26 +283,31 @@ def _output_gradients(dy, p, H, W, D, t, dM, m, step, lanes, next_lanes):
 # --- the two products -------------------------------------------------------------------------------------------------
 
 
-def forward_scratch(block: int, C: int, D: int) -> int:
-    """Numbers of scratch a thread needs in `forward`: transforms, zeros, V and one panel of M."""
-    return 36 * (WIDTH + apart(block * C) + apart(block * panel(D))) + C
+def forward_scratch(block: int, C: int, D: int, once: bool) -> int:
+    """Numbers of scratch a thread needs in `forward`: transforms, zeros, V, one panel of M and perhaps one of U."""
+    return SCRATCH + C + 36 * (apart(block * C) + apart(block * panel(D)) + once * apart(C * panel(D)))
 
 
 @kernel
 def forward(thread, threads, args):
     """y = conv(x) + bias, a block of tiles at a time: V of the block stays in the second-level cache, U streams by.
 
-    args: x (N, H, W, C), U, bias, bias_step, y (N, H, W, D), N, H, W, C, D, K, block, groups, scratch, its size.
+    args: x (N, H, W, C), U, bias, bias_step, y (N, H, W, D), N, H, W, C, D, K, block, groups, scratch, its size in
+    each thread, once, turned.
     block: tiles at a time, a multiple of ROWS.  Groups of threads share the tiles, threads of a group the panels of D.
+    once: U is w itself (see `_pack`), and a panel is packed just before it is used: where a thread has one block.
     """
     x, U, bias, bias_step, y = f32(args, 0), f32(args, 1), f32(args, 2), i64(args, 3), f32(args, 4)
     N, H, W, C, D, K = i64(args, 5), i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9), i64(args, 10)
     block, groups = i64(args, 11), i64(args, 12)
     t = at(f32(args, 13), thread * i64(args, 14))
-    empty = at(t, 36 * WIDTH)
+    once, turned = i64(args, 15), i64(args, 16)
+    empty = at(t, SCRATCH)
     V = at(empty, C)
     v_step, m_step = _apart(block * C), _apart(block * K)
     M = at(V, 36 * v_step)
+    ready = at(M, 36 * m_step)
+    u_step = _apart(C * K)
     tiles, panels = N * ((H + 3) // 4) * ((W + 3) // 4), D // K
     members = threads // groups
     group, member = thread // members, thread % members
@@ -310,8 +321,12 @@ def forward(thread, threads, args):
         for p in range(count):
             _patch(x, first + p, H, W, C, empty, t, V, p * C, v_step, C, 0)
         for q in range(member * panels // members, (member + 1) * panels // members):
+            if once:
+                for c in range(0, C, WIDTH):
+                    for d in range(0, K, WIDTH):
+                        _pack(U, C, D, c, q * K + d, turned, ready, c * K + d, K, u_step, t)
             for xi in range(36):
-                u = at(U, (q * 36 + xi) * _apart(C * K))
+                u = at(ready, xi * u_step) if once else at(U, (q * 36 + xi) * u_step)
                 for p in range(0, count, ROWS):  # rows past `count` multiply what an earlier block left; never read
                     v, m = at(V, xi * v_step + p * C), at(M, xi * m_step + p * K)
                     if K == WIDTH:
