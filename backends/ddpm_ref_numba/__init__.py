@@ -69,7 +69,7 @@ class NumbaBackend(Backend):
         self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
     ) -> tuple[Array, Backward]:
         """`ops.group_norm`; channels that do not fill vectors: NumPy's body."""
-        if x.dtype != np.float32 or not norm.takes(x, groups):
+        if x.dtype != np.float32 or not norm.takes(x):
             return super().group_norm(x, gamma, beta, groups, silu=silu)
         return norm.group_norm(self, x, gamma, beta, groups, silu)
 

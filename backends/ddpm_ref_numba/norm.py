@@ -1,106 +1,113 @@
-"""`Backend.group_norm`, fused with SiLU: a slice of channels of an image at a time, so that it stays in cache.
+"""`Backend.group_norm`, fused with SiLU.
 
-A slice is the fewest channels that are whole vectors and whole groups; a thread owns slices of images. Sums run over
-positions in vectors and over a group's channels in float64. Only mean and r = 1/√(var + ε) of each group are kept.
+A thread owns slices: some channels of one image, whole vectors and whole groups. It reads a slice `BLOCK` positions at a
+time, which stay in the first-level cache while they are summed, centred and summed again; so x comes twice from memory
+or the caches behind: for its moments, and to be normalised. Only mean and r = 1/√(var + ε) of each group are kept.
 """
 
 from math import lcm, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref_numba.launch import kernel
-from ddpm_ref_numba.simd import WIDTH, at, f4, f32, fma, i64, load, sigmoid, splat, store, zero
+from ddpm_ref_numba.simd import WIDTH, at, exp, f4, f32, fma, i64, load, sigmoid, splat, store, zero
 
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
 
-_MOST = 512  # channels of the widest slice
+BLOCK = 16  # positions at a time
+_WIDE = 128  # channels of a slice at most, unless one group needs more: neighbours in memory are read together
+_SMALL = 8192  # numbers that one thread normalises before another has begun
+
+
+@njit(error_model="numpy")
+def _moments(x, S, C, wide, means, squares):
+    """Mean and Σ (x - mean)² of each channel of a slice over its S positions.
+
+    Blocks have their own mean; joining (n₁, m₁, q₁) and (n₂, m₂, q₂) gives q = q₁ + q₂ + (m₂ - m₁)² n₁ n₂ / (n₁ + n₂).
+    """
+    for s in range(0, S, BLOCK):
+        rows = min(BLOCK, S - s)
+        inverse, share, both = f4(1 / rows), f4(rows / (s + rows)), f4(s * rows / (s + rows))
+        for c in range(0, wide, WIDTH):
+            p = at(x, s * C + c)
+            a, b = zero(), zero()
+            for i in range(0, rows - 1, 2):
+                a, b = a + load(p, i * C), b + load(p, i * C + C)
+            if rows % 2:
+                a = a + load(p, (rows - 1) * C)
+            m = (a + b) * inverse
+            a, b = zero(), zero()
+            for i in range(0, rows - 1, 2):
+                d, e = load(p, i * C) - m, load(p, i * C + C) - m
+                a, b = fma(d, d, a), fma(e, e, b)
+            if rows % 2:
+                d = load(p, (rows - 1) * C) - m
+                a = fma(d, d, a)
+            q = a + b
+            if s:
+                before = load(means, c)
+                d = m - before
+                m = fma(d, splat(share), before)
+                q = fma(d * d, splat(both), q + load(squares, c))
+            store(means, c, m)
+            store(squares, c, q)
 
 
 @kernel
 def normalise(thread, threads, args):
-    """args: x (N, S, C), gamma, beta, y, mean (N, G), r (N, G), N, S, C, width, wide, silu, scratch.
-
-    width, wide: channels of a group, of a slice.
-    """
+    """args: x (N, S, C), gamma, beta, y, mean and r (N, G), N, S, C, channels of a group, of a slice, silu, scratch."""
     x, gamma, beta, y, mean, r = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
     N, S, C, width, wide, silu = i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9), i64(args, 10), i64(args, 11)
-    sums = at(f32(args, 12), thread * 3 * wide)
-    scale, shift = at(sums, wide), at(sums, 2 * wide)
+    means = at(f32(args, 12), thread * 3 * wide)
+    squares, scale = at(means, wide), at(means, 2 * wide)
     slices = C // wide
     for item in range(thread * N * slices // threads, (thread + 1) * N * slices // threads):
         n, first = item // slices, item % slices * wide
         o = n * S * C + first
-        for c in range(0, wide, WIDTH):
-            a, b = zero(), zero()
-            for s in range(0, S - 1, 2):
-                a = a + load(x, o + s * C + c)
-                b = b + load(x, o + (s + 1) * C + c)
-            if S % 2:
-                a = a + load(x, o + (S - 1) * C + c)
-            store(sums, c, a + b)
+        _moments(at(x, o), S, C, wide, means, squares)
+        group = (n * C + first) // width
         for g in range(0, wide, width):
             total = 0.0
             for c in range(g, g + width):
-                total += sums[c]
-            m = f4(total / (S * width))
-            mean[(n * C + first + g) // width] = m
-            for c in range(g, g + width):
-                shift[c] = m
-        for c in range(0, wide, WIDTH):
-            a, b, m = zero(), zero(), load(shift, c)
-            for s in range(0, S - 1, 2):
-                d, e = load(x, o + s * C + c) - m, load(x, o + (s + 1) * C + c) - m
-                a, b = fma(d, d, a), fma(e, e, b)
-            if S % 2:
-                d = load(x, o + (S - 1) * C + c) - m
-                a = fma(d, d, a)
-            store(sums, c, a + b)
-        for g in range(0, wide, width):
+                total += means[c]
+            m = total / width
             total = 0.0
             for c in range(g, g + width):
-                total += sums[c]
+                d = means[c] - m
+                total += squares[c] + S * d * d
             rn = f4(1 / sqrt(total / (S * width) + 1e-6))
-            r[(n * C + first + g) // width] = rn
+            mean[group], r[group] = f4(m), rn
+            group += 1
             for c in range(g, g + width):
-                scale[c] = gamma[first + c] * rn
-        for c in range(0, wide, WIDTH):
-            m, a, b = load(shift, c), load(scale, c), load(beta, first + c)
-            for s in range(S):
-                h = fma(load(x, o + s * C + c) - m, a, b)
-                if silu:
-                    h = h * sigmoid(h)
-                store(y, o + s * C + c, h)
+                means[c], scale[c] = f4(m), gamma[first + c] * rn
+        for s in range(0, S, BLOCK):
+            rows = min(BLOCK, S - s)
+            for c in range(0, wide, WIDTH):
+                m, a, b = load(means, c), load(scale, c), load(beta, first + c)
+                p, q = at(x, o + s * C + c), at(y, o + s * C + c)
+                for i in range(rows):
+                    h = fma(load(p, i * C) - m, a, b)
+                    if silu:
+                        h = h / (exp(h * f4(-1)) + f4(1))
+                    store(q, i * C, h)
 
 
-@kernel
-def normalise_back(thread, threads, args):
-    """dx, and Σ dh x̂ and Σ dh over positions of each image and channel.
-
-    args: x, gamma, beta, mean, r, dy, dx, sum_dh_x (N, C), sum_dh (N, C), N, S, C, width, wide, silu, scratch.
-    dx holds dh between the two passes.
-    """
-    x, gamma, beta, mean, r, dy = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
-    dx, sum_dh_x, sum_dh = f32(args, 6), f32(args, 7), f32(args, 8)
-    N, S, C, width, wide, silu = i64(args, 9), i64(args, 10), i64(args, 11), i64(args, 12), i64(args, 13), i64(args, 14)
-    means = at(f32(args, 15), thread * 4 * wide)
-    rs, slope, offset = at(means, wide), at(means, 2 * wide), at(means, 3 * wide)
-    slices = C // wide
+@njit(error_model="numpy")
+def _sums_back(x, dy, dx, S, C, wide, silu, means, scale, beta, sum_dh, sum_dh_v):
+    """Σ dh and Σ dh (x - mean) of each channel of a slice; dx becomes dh where that is not dy itself."""
     one = splat(f4(1))
-    for item in range(thread * N * slices // threads, (thread + 1) * N * slices // threads):
-        n, first = item // slices, item % slices * wide
-        o, k = n * S * C + first, n * C + first
-        for c in range(wide):
-            means[c], rs[c] = mean[(k + c) // width], r[(k + c) // width]
+    for s in range(0, S, BLOCK):
+        rows = min(BLOCK, S - s)
         for c in range(0, wide, WIDTH):
-            m, rn, b = load(means, c), load(rs, c), load(beta, first + c)
-            a = load(gamma, first + c) * rn
+            m, a, b = load(means, c), load(scale, c), load(beta, c)
+            i = s * C + c
             s1, s2 = zero(), zero()
-            for s in range(S):
-                i = o + s * C + c
+            for _ in range(rows):
                 v, dh = load(x, i) - m, load(dy, i)
                 if silu:
                     h = fma(v, a, b)
@@ -108,33 +115,70 @@ def normalise_back(thread, threads, args):
                     dh = dh * fma(h * z, one - z, z)
                     store(dx, i, dh)
                 s1, s2 = s1 + dh, fma(dh, v, s2)
-            store(sum_dh, k + c, s1)
-            store(sum_dh_x, k + c, s2 * rn)
+                i += C
+            if s:
+                s1, s2 = s1 + load(sum_dh, c), s2 + load(sum_dh_v, c)
+            store(sum_dh, c, s1)
+            store(sum_dh_v, c, s2)
+
+
+@kernel
+def normalise_back(thread, threads, args):
+    """dx, and Σ dh x̂ and Σ dh over positions of each image and channel.
+
+    args: x, gamma, beta, mean, r, dy, dx, sum_dh_x (N, C), sum_dh (N, C), N, S, C, width, wide, silu, scratch.
+    dx = γ r dh - (x - mean) slope - offset, with dh = dy or dy SiLU'(h).
+    """
+    x, gamma, beta, mean, r, dy = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
+    dx, sum_dh_x, sum_dh = f32(args, 6), f32(args, 7), f32(args, 8)
+    N, S, C, width, wide, silu = i64(args, 9), i64(args, 10), i64(args, 11), i64(args, 12), i64(args, 13), i64(args, 14)
+    means = at(f32(args, 15), thread * 4 * wide)
+    scale, slope, offset = at(means, wide), at(means, 2 * wide), at(means, 3 * wide)
+    slices = C // wide
+    for item in range(thread * N * slices // threads, (thread + 1) * N * slices // threads):
+        n, first = item // slices, item % slices * wide
+        o, k = n * S * C + first, n * C + first
         for g in range(0, wide, width):
+            m, rn = mean[(k + g) // width], r[(k + g) // width]
+            for c in range(g, g + width):
+                means[c], scale[c] = m, gamma[first + c] * rn
+        _sums_back(
+            at(x, o), at(dy, o), at(dx, o), S, C, wide, silu, means, scale, at(beta, first), at(sum_dh, k), at(sum_dh_x, k)
+        )  # fmt: skip
+        for g in range(0, wide, width):
+            rn = r[(k + g) // width]
             t1, t2 = 0.0, 0.0
             for c in range(g, g + width):
+                sum_dh_x[k + c] *= rn
                 t1 += gamma[first + c] * sum_dh[k + c]
                 t2 += gamma[first + c] * sum_dh_x[k + c]
-            rn = rs[g]
+            u, w = f4(-rn * rn * t2 / (S * width)), f4(-rn * t1 / (S * width))
             for c in range(g, g + width):
-                slope[c] = f4(rn * rn * t2 / (S * width))
-                offset[c] = f4(rn * t1 / (S * width))
-        for c in range(0, wide, WIDTH):
-            m, a, u, w = load(means, c), load(gamma, first + c) * load(rs, c), load(slope, c), load(offset, c)
-            for s in range(S):
+                slope[c], offset[c] = u, w
+        for s in range(0, S, BLOCK):
+            rows = min(BLOCK, S - s)
+            for c in range(0, wide, WIDTH):
+                m, a, u, w = load(means, c), load(scale, c), load(slope, c), load(offset, c)
                 i = o + s * C + c
-                dh = load(dx, i) if silu else load(dy, i)
-                store(dx, i, dh * a - (load(x, i) - m) * u - w)
+                for _ in range(rows):
+                    dh = load(dx, i) if silu else load(dy, i)
+                    store(dx, i, fma(dh, a, fma(load(x, i) - m, u, w)))
+                    i += C
 
 
-def takes(x: Array, groups: int) -> bool:
-    """The kernels' rule: channels in whole vectors, and slices of at most `_MOST`."""
-    c = x.shape[-1]
-    return c % WIDTH == 0 and _slice(c, groups) <= min(c, _MOST) and c % _slice(c, groups) == 0 and x.size > 0
+def takes(x: Array) -> bool:
+    """The kernels' rule: channels in whole vectors."""
+    return x.shape[-1] % WIDTH == 0 and x.size > 0
 
 
-def _slice(c: int, groups: int) -> int:
-    return lcm(WIDTH, c // groups)
+def _slice(n: int, c: int, width: int, threads: int) -> int:
+    """Channels of a slice: whole groups of this width, and so many that each thread has slices of its own."""
+    least = lcm(WIDTH, width)
+    parts = c // least
+    for k in range(parts, 1, -1):
+        if parts % k == 0 and k * least <= _WIDE and (n * parts // k) % threads == 0:
+            return k * least
+    return least
 
 
 def group_norm(
@@ -143,20 +187,19 @@ def group_norm(
     """`ops.group_norm` for float32 and shapes that `takes` allows."""
     x, gamma, beta = np.ascontiguousarray(x), np.ascontiguousarray(gamma), np.ascontiguousarray(beta)
     n, c = len(x), x.shape[-1]
-    s, width, wide = x.size // (n * c), c // groups, _slice(c, groups)
-    y, stats = np.empty_like(x), np.empty((2, n, groups), np.float32)
-    mean, r = stats
-    threads = 1 if x.size < 8192 else run.threads
+    threads = 1 if x.size < _SMALL else run.threads
+    s, width = x.size // (n * c), c // groups
+    wide = _slice(n, c, width, threads)
+    y, mean, r = np.empty_like(x), np.empty(n * groups, np.float32), np.empty(n * groups, np.float32)
     normalise(threads, x, gamma, beta, y, mean, r, n, s, c, width, wide, silu, run.scratch("norm", threads * 4 * wide))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dy = np.ascontiguousarray(dy)
-        dx, sums = np.empty_like(x), np.empty((2, n, c), np.float32)
+        dx, sum_dh_x, sum_dh = np.empty_like(x), np.empty((n, c), np.float32), np.empty((n, c), np.float32)
         normalise_back(
-            threads, x, gamma, beta, mean, r, dy, dx, sums[0], sums[1], n, s, c, width, wide, silu,
+            threads, x, gamma, beta, mean, r, dy, dx, sum_dh_x, sum_dh, n, s, c, width, wide, silu,
             run.scratch("norm", threads * 4 * wide),
         )  # fmt: skip
-        dgamma, dbeta = sums.sum(axis=1)
-        return dx, dgamma, dbeta
+        return dx, sum_dh_x.sum(axis=0), sum_dh.sum(axis=0)
 
     return y, backward

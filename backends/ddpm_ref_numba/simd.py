@@ -216,25 +216,42 @@ lane_max = _fold(lambda builder, a, b: call_llvm(builder, f"llvm.maxnum.v{WIDTH}
 
 
 @intrinsic
-def power_of_two(typing, n):
-    """2ⁿ in each lane for integral n in -126..127, made by writing the exponent bits."""
+def between(typing, x, low, high):
+    """x held in [low, high]; NaN stays NaN, which `minimum` and `maximum` would lose."""
 
     def codegen(context, builder, sig, args):
-        i = builder.fptosi(args[0], INDICES)
-        i = builder.shl(builder.add(i, ir.Constant(INDICES, [127] * WIDTH)), ir.Constant(INDICES, [23] * WIDTH))
-        return builder.bitcast(i, VECTOR)
+        x, low, high = args
+        x = builder.select(builder.fcmp_ordered(">", low, x), low, x)
+        return builder.select(builder.fcmp_ordered("<", high, x), high, x)
 
-    return vector(vector), codegen
+    return vector(vector, vector, vector), codegen
+
+
+@intrinsic
+def add_to_exponent(typing, p, n):
+    """p · 2ⁿ by adding to p's exponent bits; n is an integer added to `ROUNDER`, so that it stands in the lowest bits."""
+
+    def codegen(context, builder, sig, args):
+        p, n = (builder.bitcast(a, INDICES) for a in args)
+        n = builder.shl(n, ir.Constant(INDICES, [23] * WIDTH))
+        return builder.bitcast(builder.add(p, n), VECTOR)
+
+    return vector(vector, vector), codegen
 
 
 f4 = np.float32
+ROUNDER = f4(1.5 * 2**23)  # x + ROUNDER is x rounded to an integer, in the lowest bits
 
 
 @njit(error_model="numpy")
 def exp(x):
-    """eˣ: 2ⁿ e^r with r = x - n log 2 in two parts and the Cephes polynomial; 2 units in the last place."""
-    x = minimum(maximum(x, splat(f4(-87.0))), splat(f4(88.0)))
-    n = rint(x * f4(1.44269504088896341))
+    """eˣ for x in [-86, 88], at those ends beyond: 2ⁿ e^r with r = x - n log 2 in two parts and the Cephes polynomial.
+
+    2 units in the last place.
+    """
+    x = between(x, splat(f4(-86.0)), splat(f4(88.0)))
+    rounded = fma(x, splat(f4(1.44269504088896341)), splat(ROUNDER))
+    n = rounded - ROUNDER
     r = fma(n, splat(f4(-0.693359375)), x)
     r = fma(n, splat(f4(2.12194440e-4)), r)
     p = splat(f4(1.9875691500e-4))
@@ -244,7 +261,7 @@ def exp(x):
     p = fma(p, r, splat(f4(1.6666665459e-1)))
     p = fma(p, r, splat(f4(5.0000001201e-1)))
     p = fma(p, r * r, r + f4(1))
-    return p * power_of_two(n)
+    return add_to_exponent(p, rounded)
 
 
 @njit(error_model="numpy")
