@@ -24,8 +24,11 @@ def _call(groups: int, silu: bool, run: Backend, arrays: list[Array]) -> Any:
     return run.group_norm(x, gamma, beta, groups, silu=silu)
 
 
+CHANNELS = st.integers(1, 12).map(lambda k: 8 * k)
+
+
 @st.composite
-def cases(draw: Any, channels: Any = st.integers(1, 12).map(lambda k: 8 * k)) -> tuple[Call, list[Array]]:
+def cases(draw: Any, channels: Any = CHANNELS) -> tuple[Call, list[Array]]:
     """Odd and tiny images, channels in vectors or not, any number of groups; x far from 0 and of any scale."""
     n, h, w, c = draw(st.integers(1, 4)), draw(st.integers(1, 7)), draw(st.integers(1, 7)), draw(channels)
     groups = draw(st.sampled_from([g for g in range(1, c + 1) if c % g == 0 and c // g * h * w >= 4]))

@@ -1,7 +1,7 @@
 """`Backend.group_norm`, fused with SiLU.
 
-A thread owns slices: some channels of one image, whole vectors and whole groups. It reads a slice `BLOCK` positions at a
-time, which stay in the first-level cache while they are summed, centred and summed again; so x comes twice from memory
+A thread owns slices: some channels of one image, whole vectors and whole groups. It reads `BLOCK` positions of a slice at
+a time, which stay in the first-level cache while they are summed, centred and summed again; so x comes twice from memory
 or the caches behind: for its moments, and to be normalised. Only mean and r = 1/√(var + ε) of each group are kept.
 """
 
@@ -142,9 +142,8 @@ def normalise_back(thread, threads, args):
             m, rn = mean[(k + g) // width], r[(k + g) // width]
             for c in range(g, g + width):
                 means[c], scale[c] = m, gamma[first + c] * rn
-        _sums_back(
-            at(x, o), at(dy, o), at(dx, o), S, C, wide, silu, means, scale, at(beta, first), at(sum_dh, k), at(sum_dh_x, k)
-        )  # fmt: skip
+        s1, s2 = at(sum_dh, k), at(sum_dh_x, k)
+        _sums_back(at(x, o), at(dy, o), at(dx, o), S, C, wide, silu, means, scale, at(beta, first), s1, s2)
         for g in range(0, wide, width):
             rn = r[(k + g) // width]
             t1, t2 = 0.0, 0.0

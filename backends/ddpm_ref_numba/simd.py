@@ -229,7 +229,7 @@ def between(typing, x, low, high):
 
 @intrinsic
 def add_to_exponent(typing, p, n):
-    """p · 2ⁿ by adding to p's exponent bits; n is an integer added to `ROUNDER`, so that it stands in the lowest bits."""
+    """p · 2ⁿ by adding to p's exponent bits; n is an integer plus `ROUNDER`, so that it stands in the lowest bits."""
 
     def codegen(context, builder, sig, args):
         p, n = (builder.bitcast(a, INDICES) for a in args)
