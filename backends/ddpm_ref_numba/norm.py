@@ -1,8 +1,9 @@
 """`Backend.group_norm`, fused with SiLU.
 
-A thread owns slices: some channels of one image, whole vectors and whole groups. It reads `BLOCK` positions of a slice at
-a time, which stay in the first-level cache while they are summed, centred and summed again; so x comes twice from memory
-or the caches behind: for its moments, and to be normalised. Only mean and r = 1/√(var + ε) of each group are kept.
+A thread owns slices: some channels of one image, whole vectors and whole groups. It reads `BLOCK` positions of a slice
+at a time, which stay in the first-level cache while they are summed, centred and summed again; so x comes twice from
+memory or the caches behind: for its moments, and to be normalised. Only mean and r = 1/√(var + ε) of each group are
+kept.
 """
 
 from math import lcm, sqrt
