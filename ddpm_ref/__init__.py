@@ -36,7 +36,8 @@ from ddpm_ref.objective import (  # isort: skip
 )
 from ddpm_ref.likelihood import BoundTerms, bits_per_dim, bound_terms, prior_kl  # isort: skip
 from ddpm_ref.random import Purpose, normal, uniform  # isort: skip
-from ddpm_ref.backend import Backend, available_backends, get_backend  # isort: skip
+from ddpm_ref.backend import Backend  # isort: skip
+from ddpm_ref.discovery import available_backends, get_backend  # isort: skip
 from ddpm_ref.nn.params import Params  # isort: skip
 from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset  # isort: skip
 from ddpm_ref.nn.unet import UNet  # isort: skip

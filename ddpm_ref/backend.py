@@ -4,23 +4,76 @@ A backend subclasses `Backend` and overrides whole operations, never half of one
 its adjoint together. Everything else in the project is written once, over any array type.
 """
 
-import importlib
-import importlib.util
-from typing import Any
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_ref import random
-from ddpm_ref.checks import Array
+from ddpm_ref import forward, random, reverse
+from ddpm_ref.blas import blas_threads, limit_blas
+from ddpm_ref.checks import Array, Steps, check_int
 from ddpm_ref.nn import ops, optim
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.random import Purpose
+from ddpm_ref.schedule import Schedule, Table
+from ddpm_ref.workspace import Workspace
+
+OPERATIONS = (
+    "conv3x3", "dense", "group_norm", "attention", "upsample", "concat", "dropout", "update", "normal", "uniform",
+    "q_sample", "p_sample",
+)  # fmt: skip
+"""What a backend may override, each as a whole; with `to_device` and `to_host` where its arrays are not NumPy's."""
+
+
+class Description(NamedTuple):
+    """What runs the hot loops. own, inherited: the operations that are the backend's, and those that are NumPy's."""
+
+    name: str
+    version: str
+    threads: int
+    device: str
+    own: tuple[str, ...]
+    inherited: tuple[str, ...]
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.version}; {self.threads} thread{'s'[: self.threads != 1]} on {self.device})"
 
 
 class Backend:
-    """The NumPy backend, and the base of all others. Shapes and equations stand with the functions it calls."""
+    """The NumPy backend, and the base of all others. Shapes and equations stand with the functions it calls.
+
+    threads: how many to use; those of the environment, or one a core, unless given. NumPy's own, which are its BLAS's,
+    are set for the whole process.
+
+    A subclass gives a name, a version, perhaps a note for the listing, and the operations it has a faster way for. It
+    keeps to this: inputs are read-only, results are new arrays of the inputs' dtype (`concat`'s adjoint may be views)
+    and the same bits for the same call with the same number of threads. `ddpm_ref.check_backend` holds it to that.
+    """
 
     name = "numpy"
+    version = f"NumPy {np.__version__}"
+    device = "CPU"
+    note = ""
+    threads: int | None = None
+
+    def __init__(self, threads: int | None = None) -> None:
+        if threads is not None:
+            check_int("threads", threads, 1)
+            limit_blas(threads)
+            self.threads = threads
+
+    def describe(self) -> Description:
+        """Name, version, threads, device, and which operations are this class's own."""
+        own = tuple(name for name in OPERATIONS if getattr(type(self), name) is not getattr(Backend, name))
+        inherited = tuple(name for name in OPERATIONS if name not in own)
+        threads = self.threads or blas_threads()
+        return Description(self.name, self.version, threads, self.device, own, inherited, self.note)
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """Scratch memory for this backend's operations."""
+        return Workspace()
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
@@ -43,6 +96,10 @@ class Backend:
     def upsample(self, x: Array) -> tuple[Array, Backward]:
         """`ops.upsample`: (N, H, W, C) -> (N, 2H, 2W, C)."""
         return ops.upsample(x)
+
+    def concat(self, a: Array, b: Array) -> tuple[Array, Backward]:
+        """`ops.concat`: (N, H, W, C), (N, H, W, D) -> (N, H, W, C + D); the adjoint may return views."""
+        return ops.concat(a, b)
 
     def dropout(self, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
         """`ops.dropout`."""
@@ -87,6 +144,39 @@ class Backend:
         """`random.uniform`: the same bits on every backend."""
         return random.uniform(seed, purpose, step, samples, shape, layer=layer)
 
+    def q_sample(
+        self, schedule: Schedule, x_0: Array, t: Steps, seed: int, step: int, samples: Array
+    ) -> tuple[Array, Array]:
+        """Lines 4 and 5 of Algorithm 1: the noise ε of these places of a step's batch, and `forward.q_sample` with it.
+
+        x_0: (N, ...) float   t: (N,) int or one   samples: (N,) places in the batch   -> x_t, ε, both as x_0
+        """
+        eps = self.normal(seed, Purpose.EPS, step, samples, x_0.shape[1:]).astype(x_0.dtype, copy=False)
+        return forward.q_sample(schedule, x_0, t, eps), eps
+
+    def p_sample(
+        self,
+        schedule: Schedule,
+        x_t: Array,
+        t: int,
+        output: Array,
+        seed: int,
+        samples: Array,
+        *,
+        predicts: str = "eps",
+        var: str | Table = "beta",
+        clip: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Array, Array]:
+        """Lines 3 and 4 of Algorithm 2: the noise z of these images at t > 1, and `reverse.p_sample` with it.
+
+        x_t: (N, ...) float   output: the network's   samples: (N,) the images' numbers   -> x_{t-1}, x̂_0, both as x_t
+        """
+        z = self.normal(seed, Purpose.Z, t, samples, x_t.shape[1:]) if t > 1 else None
+        return reverse.p_sample(
+            schedule, x_t, t, output, z, predicts=predicts, var=var, clip=clip, temperature=temperature
+        )
+
     def to_device(self, x: Array) -> Array:
         """A host array as this backend's array."""
         return np.asarray(x)
@@ -94,41 +184,3 @@ class Backend:
     def to_host(self, x: Array) -> np.ndarray:
         """This backend's array as a NumPy array."""
         return np.asarray(x)
-
-
-_NAMED = {"numba": ("ddpm_ref_numba:NumbaBackend", "Numba's compiled CPU kernels")}
-"""The backends with names of their own, beside "numpy": where each is, and what it is. Its extra has its name."""
-
-
-def available_backends() -> dict[str, str]:
-    """The backends that `get_backend` finds by name here, and what each is."""
-    here = {name: what for name, (place, what) in _NAMED.items() if _is_here(name, place)}
-    return {"numpy": f"NumPy {np.__version__}, the reference"} | here
-
-
-def _is_here(library: str, place: str) -> bool:
-    """Whether a backend's package and its library are installed, without importing them."""
-    return all(importlib.util.find_spec(name) for name in (library, place.partition(":")[0]))
-
-
-def get_backend(name: str = "numpy") -> Backend:
-    """The backend of this name, or of "package.module:Class" (any subclass of `Backend` that takes no arguments).
-
-    Raises ValueError for an unknown name or one that cannot be imported, listing what there is.
-    """
-    if name == "numpy":
-        return Backend()
-    if name in _NAMED:
-        if not _is_here(name, _NAMED[name][0]):
-            raise ValueError(f'backend: {name!r} is not installed here; pip install "ddpm-ref[{name}]"')
-        return get_backend(_NAMED[name][0])
-    module, _, cls = name.partition(":")
-    if not cls:
-        raise ValueError(f"backend: wanted {', '.join(available_backends())} or 'package.module:Class', got {name!r}")
-    try:
-        found: Any = getattr(importlib.import_module(module), cls)
-    except Exception as error:  # whatever somebody's module raises while it is imported
-        raise ValueError(f"backend: cannot load {name!r}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Backend)):
-        raise ValueError(f"backend: {name!r} is not a subclass of ddpm_ref.Backend")
-    return found()

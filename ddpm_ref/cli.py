@@ -7,7 +7,6 @@ import sys
 import warnings
 
 from ddpm_ref import __version__
-from ddpm_ref.backend import available_backends
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.objective import ERRORS
 from ddpm_ref.reverse import PARAMETRISATIONS
@@ -84,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
     info = command("info", "say what a checkpoint holds")
     info.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
 
+    backends = command(
+        "backends",
+        "list what can run the hot loops, or check one",
+        "\nSays for each which operations are its own and which are NumPy's, and for what is not available why.\n"
+        "With --check, exits with 0 if the backend does what NumPy does, 1 if not, 2 if it cannot be loaded.",
+    )
+    backends.add_argument("--check", metavar="NAME", help="hold this backend (or package.module:Class) to the contract")
+    backends.add_argument("--threads", type=int, metavar="N", help="of the backend that is checked")
+
     check = command(
         "check",
         "hold any implementation of the paper to its equations, through an adapter",
@@ -119,8 +127,15 @@ def _shared(parser: argparse.ArgumentParser, where: str) -> None:
     )
     parser.add_argument(
         "--backend",
-        default="numpy",
-        help=f"what runs the hot loops: {', '.join(available_backends())}, or package.module:Class",
+        metavar="NAME",
+        help="what runs the hot loops: one of `ddpm-ref backends`, or package.module:Class (numba if it can be used, "
+        "else numpy)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="of the backend (OMP_NUM_THREADS or the backend's own variable if set, else one for each core)",
     )
     parser.add_argument("--out", metavar="FOLDER", help=where)
 
@@ -158,7 +173,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--resume",
         metavar="FOLDER",
-        help="go on with a run; only --steps, --backend, --save-every, --log-every may change",
+        help="go on with a run; only --steps, --backend, --threads, --save-every, --log-every may change",
     )
     p.add_argument(
         "--save-every", type=int, metavar="K", help="steps between checkpoints, of which two are kept (1000)"
@@ -242,8 +257,8 @@ def _optimiser_options(p: argparse.ArgumentParser) -> None:
 
 
 _WITH_RESUME = {
-    "train": {"--resume", "--steps", "--backend", "--save-every", "--log-every"},
-    "demo": {"--resume", "--steps", "--backend", "--count", "--draw-batch", "--weights", "--temperature",
+    "train": {"--resume", "--steps", "--backend", "--threads", "--save-every", "--log-every"},
+    "demo": {"--resume", "--steps", "--backend", "--threads", "--count", "--draw-batch", "--weights", "--temperature",
              "--clip", "--no-clip"},
 }  # fmt: skip
 
@@ -269,6 +284,10 @@ def main(argv: list[str] | None = None) -> int:
             from ddpm_ref.conformance.command import check_command
 
             return check_command(args)
+        if args.command == "backends":
+            from ddpm_ref.backend_command import backends_command
+
+            return backends_command(args)
         from ddpm_ref import commands  # after --help, which need not wait for it
 
         commands.check_counts(args)

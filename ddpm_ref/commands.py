@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ddpm_ref import pictures
-from ddpm_ref.backend import get_backend
+from ddpm_ref.backend import Backend
+from ddpm_ref.backend_command import taken
 from ddpm_ref.checks import Array, check_int
+from ddpm_ref.discovery import get_backend
 from ddpm_ref.experiments import quality
 from ddpm_ref.extras import import_extra
 from ddpm_ref.files import run as runs
@@ -55,7 +57,7 @@ def train_in(
     runs.write_json(folder / "run.json", facts)
     say(
         f"training {trainer.net.size:,} parameters on {len(trainer.data):,} images ({source.source}, "
-        f"{'x'.join(map(str, source.shape))}) to step {steps:,} on the {trainer.backend.name} backend; folder {folder}"
+        f"{'x'.join(map(str, source.shape))}) to step {steps:,}; folder {folder}"
     )
     loss, start = None, time.monotonic()
     with bar(steps, "training", "step", began) as progress:
@@ -87,6 +89,7 @@ def train(args: argparse.Namespace) -> int:
     if trainer.state.step >= settings.steps:
         say(f"{folder} is at step {trainer.state.step:,} already; give --steps with a larger number to go on")
         return 0
+    say(taken(trainer.backend, args))
     stopped = train_in(folder, trainer, source, settings, args.resume is not None)
     if stopped and trainer.state.step < settings.steps:
         say(f"stopped by {stopped} and saved; go on with: {go_on(args, folder)}")
@@ -117,8 +120,9 @@ def new_folder(default: str | Path) -> Path:
 
 def go_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run that was stopped."""
-    backend = [] if args.backend == "numpy" else ["--backend", args.backend]
-    return shlex.join(["ddpm-ref", args.command, "--resume", str(folder), *backend])
+    given = [("--backend", args.backend), ("--threads", args.threads)]
+    options = [word for name, value in given if value is not None for word in (name, str(value))]
+    return shlex.join(["ddpm-ref", args.command, "--resume", str(folder), *options])
 
 
 def quote(path: str | Path) -> str:
@@ -135,7 +139,7 @@ def need(*modules: str) -> None:
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
-def sampler_settings(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+def sampler_settings(checkpoint: Checkpoint, args: argparse.Namespace, backend: Backend) -> dict[str, Any]:
     """The arguments of `generate_steps` that the command line and the checkpoint's objective give, checked."""
     objective = checkpoint.settings.objective
     var = args.var or objective.var
@@ -146,7 +150,7 @@ def sampler_settings(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[s
     check_temperature(args.temperature)
     return {
         "seed": args.seed,
-        "backend": get_backend(args.backend),
+        "backend": backend,
         "predicts": objective.predicts,
         "var": var,
         "clip": args.clip,
@@ -158,14 +162,15 @@ def draw(
     checkpoint: Checkpoint,
     count: int,
     args: argparse.Namespace,
-    watch: Callable[[int, Array, Array], None] | None = None,
+    backend: Backend,
+    watch: Watch | None = None,
 ) -> Array:
     """count samples of a checkpoint by Algorithm 2 with a progress bar, (count, H, W, C) in [-1, 1].
 
-    watch(t, x_t, x̂_0) sees every step of the first batch.
+    watch(t, x_t, x̂_0) sees the steps it wants of the first batch.
     """
     keep_freed_memory()
-    T, settings = checkpoint.schedule.T, sampler_settings(checkpoint, args)
+    T, settings = checkpoint.schedule.T, sampler_settings(checkpoint, args, backend)
     params = checkpoint.params(args.weights)
     images = []
     with bar(T * -(-count // args.draw_batch), f"drawing {count} images", "step") as progress:
@@ -174,10 +179,10 @@ def draw(
                 checkpoint.net, params, checkpoint.schedule, samples, checkpoint.data.shape, **settings
             )
             for t, x_t, x_0 in steps:
-                if watch and number == 0:
-                    watch(t, x_t, x_0)
+                if watch and number == 0 and watch.wants(t):
+                    watch(t, backend.to_host(x_t), backend.to_host(x_0))
                 progress.update(t > 0)
-            images.append(x_t)
+            images.append(backend.to_host(x_t))
     return np.clip(np.concatenate(images), -1, 1)
 
 
@@ -185,10 +190,12 @@ def sample(args: argparse.Namespace) -> int:
     """`ddpm-ref sample`"""
     need("tqdm", "PIL.Image", "matplotlib.figure")
     checkpoint = load_checkpoint(args.checkpoint)
-    facts = drawing_facts(checkpoint, args)
+    backend = get_backend(args.backend, args.threads)
+    facts = drawing_facts(checkpoint, args, backend)
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/samples-{args.seed}"))
+    say(taken(backend, args))
     watch = Watch(checkpoint.schedule.T)
-    images = draw(checkpoint, args.count, args, watch)
+    images = draw(checkpoint, args.count, args, backend, watch)
     paths = [*save_samples(folder, images), *watch.save(folder)]
     runs.write_json(folder / "sampling.json", facts)
     for path in paths:
@@ -196,10 +203,10 @@ def sample(args: argparse.Namespace) -> int:
     return 0
 
 
-def drawing_facts(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Any]:
+def drawing_facts(checkpoint: Checkpoint, args: argparse.Namespace, backend: Backend) -> dict[str, Any]:
     """How samples were made, for their folder; raises for bad arguments."""
-    settings = sampler_settings(checkpoint, args)
-    settings["backend"] = settings["backend"].name
+    settings = sampler_settings(checkpoint, args, backend)
+    settings["backend"] = backend.describe()._asdict()
     return runs.describe(
         checkpoint=str(args.checkpoint),
         step=checkpoint.state.step,
@@ -225,6 +232,7 @@ def demo(args: argparse.Namespace) -> int:
     start = time.monotonic()
     need("tqdm", "safetensors", "PIL.Image", "matplotlib.figure")
     folder, trainer, source, settings = open_run(args, "runs/demo")
+    say(taken(trainer.backend, args))
     todo = trainer.state.step < settings.steps
     if stopped := todo and train_in(folder, trainer, source, settings, args.resume is not None):
         say(f"stopped by {stopped} and saved; go on with: {go_on(args, folder)}")
@@ -232,7 +240,7 @@ def demo(args: argparse.Namespace) -> int:
     args.seed = trainer.settings.seed  # of a resumed demo: as it began
     checkpoint = load_checkpoint(folder)
     watch = Watch(checkpoint.schedule.T)
-    images = draw(checkpoint, args.count, args, watch)
+    images = draw(checkpoint, args.count, args, trainer.backend, watch)
     paths = [
         *save_samples(folder, images),
         *watch.save(folder),
@@ -250,7 +258,8 @@ def evaluate(args: argparse.Namespace) -> int:
     """`ddpm-ref evaluate`: as many samples as held-out images, judged beside them."""
     need("tqdm", "PIL.Image", "sklearn.svm")
     checkpoint = load_checkpoint(args.checkpoint)
-    facts = drawing_facts(checkpoint, args)
+    backend = get_backend(args.backend, args.threads)
+    facts = drawing_facts(checkpoint, args, backend)
     _, train_part, held_out = reopen_source(checkpoint.data)
     if train_part.labels is None or held_out is None:
         missing = "labels, which the classifier needs" if held_out else "held-out images to be judged beside"
@@ -260,7 +269,8 @@ def evaluate(args: argparse.Namespace) -> int:
     classifier, real = quality.reference(held_out.x_0(), seen, train_part.labels)
     folder = Path(args.out) if args.out else new_folder(f"{run_folder(args)}/evaluation-{args.seed}")
     runs.open_folder(folder)
-    images = draw(checkpoint, len(held_out), args)
+    say(taken(backend, args))
+    images = draw(checkpoint, len(held_out), args, backend)
     result = quality.Comparison(quality.measure(images, seen, classifier), real)
     save_samples(folder, images)
     runs.write_json(folder / "evaluation.json", facts | result.as_dict())
@@ -300,7 +310,7 @@ def info(args: argparse.Namespace) -> int:
 
 def check_counts(args: argparse.Namespace) -> None:
     """Numbers that argparse cannot check, before any work."""
-    for name in ("steps", "count", "batch", "draw_batch", "T", "log_every", "save_every"):
+    for name in ("steps", "count", "batch", "draw_batch", "T", "log_every", "save_every", "threads"):
         if getattr(args, name, None) is not None:
             check_int(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     if getattr(args, "seed", None) is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_ref.backend import get_backend
+from ddpm_ref.discovery import get_backend
 from ddpm_ref.files.checkpoint import latest_checkpoint, load_checkpoint
 from ddpm_ref.files.run import RunSettings
 from ddpm_ref.files.source import DataSource, open_source, reopen_source
@@ -61,9 +61,8 @@ def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, RunSetti
         ),
     )  # fmt: skip
     schedule = _schedule(args)
-    trainer = Trainer(
-        UNet(config), schedule, train, settings, get_backend(args.backend), dtype=np.dtype(args.dtype).type
-    )
+    backend = get_backend(args.backend, args.threads)
+    trainer = Trainer(UNet(config), schedule, train, settings, backend, dtype=np.dtype(args.dtype).type)
     return trainer, source, RunSettings(**({"steps": steps} | _run_options(args)))
 
 
@@ -101,7 +100,7 @@ def resumed_trainer(folder: Path, args: argparse.Namespace) -> tuple[Trainer, Da
         checkpoint.schedule,
         train,
         checkpoint.settings,
-        get_backend(args.backend),
+        get_backend(args.backend, args.threads),
         state=checkpoint.state,
     )
     return trainer, source, RunSettings(**options)

@@ -25,6 +25,10 @@ class Watch:
         self.strip: list[tuple[Array, Array]] = []
         self.frames: list[Array] = []
 
+    def wants(self, t: int) -> bool:
+        """Whether it shows anything of step t."""
+        return t in self.strip_steps or t in self.gif_steps
+
     def __call__(self, t: int, x_t: Array, x_0: Array) -> None:
         if t in self.strip_steps:
             self.strip.append((_shown(x_t[:STRIP_IMAGES]).copy(), _shown(x_0[:STRIP_IMAGES]).copy()))

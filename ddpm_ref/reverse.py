@@ -25,6 +25,9 @@ Model = Callable[[Array, Steps], Array]
 Noise = Callable[[int], Array]
 """noise(t) -> standard normals of the images' shape."""
 
+ReverseMove = Callable[[Array, int, Array], tuple[Array, Array]]
+"""move(x_t, t, output) -> x_{t-1}, x̂_0: line 4 of Algorithm 2, noise included."""
+
 
 def p_mean(schedule: Schedule, x_t: Array, t: Steps, eps: Array) -> Array:
     """The mean of p_θ(x_{t-1} | x_t) of a network that predicts ε (Eq. 11).
@@ -253,6 +256,28 @@ def sample_steps(
     Raises ValueError before the first step for bad arguments, and at the end if the sample holds NaN or infinity.
     """
     start = schedule.T if start is None else start
+    table = check_sampler(schedule, x_T, start, every, predicts=predicts, var=var, temperature=temperature)
+
+    def move(x_t: Array, t: int, output: Array) -> tuple[Array, Array]:
+        z = noise(t) if t > 1 else None
+        return p_sample(
+            schedule, x_t, t, output, z, predicts=predicts, var=table, clip=clip, temperature=temperature
+        )
+
+    return reverse_chain(model, x_T, move, start, every)
+
+
+def check_sampler(
+    schedule: Schedule,
+    x_T: Array,
+    start: int,
+    every: int,
+    *,
+    predicts: str,
+    var: str | Table,
+    temperature: float,
+) -> str | Table:
+    """The arguments of a sampler, before its first step; returns var as a table, unless it is "learned"."""
     check_int("start", start, 1, schedule.T)
     check_int("every", every, 1)
     check_same_shape(x_T=x_T)
@@ -260,22 +285,21 @@ def sample_steps(
     check_temperature(temperature)
     if predicts == "eps":
         check_eps_predictable(schedule, np.arange(1, start + 1))
-    if not _is_learned(var):
-        var = reverse_variance(schedule, var)
-    settings = dict(predicts=predicts, var=var, clip=clip)
+    return var if _is_learned(var) else reverse_variance(schedule, var)
 
-    def steps() -> Iterator[tuple[int, Array, Array]]:
-        x_t = x_T
-        for t in range(start, 0, -1):
-            z = noise(t) if t > 1 else None
-            x_prev, x_0_hat = p_sample(schedule, x_t, t, model(x_t, t), z, temperature=temperature, **settings)  # type: ignore[arg-type]
-            if t % every == 0 or t == start:
-                yield t, x_t, x_0_hat
-            x_t = x_prev
-        check_finite(sample=x_t)
-        yield 0, x_t, x_t
 
-    return steps()
+def reverse_chain(
+    model: Model, x_T: Array, move: ReverseMove, start: int, every: int
+) -> Iterator[tuple[int, Array, Array]]:
+    """The loop of Algorithm 2, lines 2-4, with line 4 as an argument; yields as `sample_steps`, which checks first."""
+    x_t = x_T
+    for t in range(start, 0, -1):
+        x_prev, x_0_hat = move(x_t, t, model(x_t, t))
+        if t % every == 0 or t == start:
+            yield t, x_t, x_0_hat
+        x_t = x_prev
+    check_finite(sample=x_t)
+    yield 0, x_t, x_t
 
 
 def sample(

@@ -9,7 +9,7 @@ from ddpm_ref.checks import Array, check_int
 from ddpm_ref.nn.params import Params
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.random import Purpose
-from ddpm_ref.reverse import sample_steps
+from ddpm_ref.reverse import check_sampler, reverse_chain
 from ddpm_ref.schedule import Schedule, Table
 
 
@@ -34,26 +34,21 @@ def generate_steps(
 
     x_T and every z are the counter-based stream's for (seed, image number, t), so image 7 comes out the same, up to the
     network's rounding, whatever is drawn beside it and on whatever backend.
-    shape: (H, W, C) of one image.  Returns arrays (N, H, W, C) of the parameters' dtype.
+    shape: (H, W, C) of one image.  Yields arrays (N, H, W, C) of the parameters' dtype, the backend's own:
+    `backend.to_host` makes NumPy arrays of those that are wanted.
     """
     run = backend or Backend()
     samples = np.asarray(samples)
-    dtype = params.vector.dtype
+    params = params.like(run.to_device(params.vector))
+    x_T = run.normal(seed, Purpose.X_T, 0, samples, shape).astype(params.vector.dtype, copy=False)
+    table = check_sampler(schedule, x_T, schedule.T, every, predicts=predicts, var=var, temperature=temperature)
 
-    def draw(purpose: Purpose, step: int) -> Array:
-        return run.normal(seed, purpose, step, samples, shape).astype(dtype, copy=False)
+    def move(x_t: Array, t: int, output: Array) -> tuple[Array, Array]:
+        return run.p_sample(
+            schedule, x_t, t, output, seed, samples, predicts=predicts, var=table, clip=clip, temperature=temperature
+        )
 
-    return sample_steps(
-        schedule,
-        net.bind(params, run),
-        draw(Purpose.X_T, 0),
-        lambda t: draw(Purpose.Z, t),
-        predicts=predicts,
-        var=var,
-        clip=clip,
-        temperature=temperature,
-        every=every,
-    )
+    return reverse_chain(net.bind(params, run), x_T, move, schedule.T, every)
 
 
 def batches(count: int, batch: int) -> Iterator[Array]:

@@ -1,6 +1,7 @@
 """Algorithm 1: training, where every draw depends only on the seed, the step and the place in the batch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ddpm_ref import random
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array, check_int
-from ddpm_ref.forward import check_eps_predictable, q_sample
+from ddpm_ref.forward import check_eps_predictable
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.nn.params import Params, Shapes, count
@@ -97,11 +98,12 @@ class Diverged(RuntimeError):
 
 
 class Batch(NamedTuple):
-    """Lines 2-4 of Algorithm 1 for some images of a step."""
+    """Lines 2-4 of Algorithm 1 for some images of a step, and the x_t that they make: the backend's arrays, t NumPy's."""
 
     x_0: Array
     t: Array
     eps: Array
+    x_t: Array
 
 
 class Trainer:
@@ -115,7 +117,8 @@ class Trainer:
     trainer given the state after step k goes on bit for bit as if never stopped.
 
     data: at least one image, of a size the network takes.  dtype: of the parameters, float32 or float64.
-    state: to go on from; fresh parameters from the seed unless given.
+    state: to go on from, NumPy arrays, which on the CPU are changed in place; fresh parameters from the seed unless
+    given.
     """
 
     def __init__(
@@ -140,15 +143,19 @@ class Trainer:
             state = TrainState(0, *vectors)
         if state.params.shape != (size,):
             raise ValueError(f"state: wanted {size} parameters for this network, got {state.params.shape}")
-        self.state = state
+        self.state = _moved(state, self.backend.to_device)
         self.dtype = state.params.dtype.type
 
     def params(self, weights: str = "raw") -> Params:
         """The network's parameters, "raw" or their "ema": views of the state."""
         return self.state.network(self.net, weights)
 
+    def host_state(self) -> TrainState:
+        """The state as NumPy arrays, for files: on the CPU the very same arrays."""
+        return _moved(self.state, self.backend.to_host)
+
     def draw(self, step: int, samples: Array) -> Batch:
-        """x_0, t and ε of these places in a step's batch (lines 2-4)."""
+        """x_0, t, ε of these places in a step's batch (lines 2-4), and x_t (Eq. 4)."""
         s = self.settings
         index = random.integers(s.seed, Purpose.INDEX, step, samples, len(self.data))
         t = 1 + random.integers(s.seed, Purpose.T, step, samples, self.schedule.T)
@@ -156,8 +163,9 @@ class Trainer:
         if s.flips:
             flip = random.integers(s.seed, Purpose.FLIP, step, samples, 2).astype(bool)
             x_0[flip] = x_0[flip, :, ::-1]
-        eps = self.backend.normal(s.seed, Purpose.EPS, step, samples, self.data.shape).astype(self.dtype, copy=False)
-        return Batch(x_0, t, eps)
+        x_0 = self.backend.to_device(x_0)
+        x_t, eps = self.backend.q_sample(self.schedule, x_0, t, s.seed, step, samples)
+        return Batch(x_0, t, eps, x_t)
 
     def gradient(self, step: int) -> tuple[StepReport, Array]:
         """The loss of step k = 1, 2, … and its gradient over the flat vector, without changing the state."""
@@ -179,8 +187,7 @@ class Trainer:
     def _micro_batch(self, step: int, samples: Array) -> tuple[float, Array, NDArray[np.float64]]:
         """The mean loss of these images, its gradient, and their losses by quarter of t."""
         s, net, backend = self.settings, self.net, self.backend
-        x_0, t, eps = self.draw(step, samples)
-        x_t = q_sample(self.schedule, x_0, t, eps)
+        x_0, t, eps, x_t = self.draw(step, samples)
 
         def dropout(layer: int, shape: tuple[int, ...]) -> Array:
             return backend.uniform(s.seed, Purpose.DROPOUT, step, samples, shape[1:], layer=layer)
@@ -192,14 +199,15 @@ class Trainer:
         )
         loss, d_output = batch_mean(losses)
         quarter = (4 * t - 1) // self.schedule.T
-        by_quarter = np.array([np.bincount(quarter, losses.per_image, 4), np.bincount(quarter, minlength=4)], float)
+        per_image = backend.to_host(losses.per_image)
+        by_quarter = np.array([np.bincount(quarter, per_image, 4), np.bincount(quarter, minlength=4)], float)
         if not math.isfinite(loss):
             return loss, np.full_like(self.state.params, np.nan), by_quarter
         _, grads = backward(d_output)
         vector = grads.vector
         if d_table is not None:
-            table_grads = np.bincount(t, d_table / len(t), self.schedule.T + 1).astype(self.dtype)
-            vector = np.concatenate([vector, table_grads])
+            table_grads = np.bincount(t, backend.to_host(d_table) / len(t), self.schedule.T + 1).astype(self.dtype)
+            vector = np.concatenate([vector, backend.to_device(table_grads)])
         return loss, vector, by_quarter
 
     def step(self) -> StepReport:
@@ -223,6 +231,11 @@ class Trainer:
             )
         state.step = step
         return report._replace(gradient_norm=norm)
+
+
+def _moved(state: TrainState, move: Callable[[Array], Array]) -> TrainState:
+    """The state with every vector moved to or from a device."""
+    return TrainState(state.step, *map(move, (state.params, state.ema, state.adam_m, state.adam_v)))
 
 
 def _check_fit(net: UNet, schedule: Schedule, data: Images, settings: TrainSettings) -> None:

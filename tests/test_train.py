@@ -92,7 +92,7 @@ def test_the_hot_loops_run_on_the_backend_that_was_asked_for(monkeypatch, operat
 def test_the_loss_is_the_mean_error_of_eps_and_its_quarters_are_by_t(T):
     one = scattered(trainer(settings=replace(SETTINGS, batch=40, micro_batch=16), schedule=short(T)))
     report, _ = one.gradient(1)
-    x_0, t, eps = one.draw(1, np.arange(40))
+    x_0, t, eps, _ = one.draw(1, np.arange(40))
     abar = one.schedule.alpha_bar[t].reshape(-1, 1, 1, 1).astype(np.float32)
     output, _ = one.net(one.params(), np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * eps, t, one.backend)
     losses = squared_error(output, eps).per_image

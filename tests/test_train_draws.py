@@ -19,7 +19,7 @@ def counted(steps: int, batch: int, T: int, data: ImageData) -> tuple[Array, Arr
     """Image indices, t and ε of many steps; the data's images are told apart by their first pixel."""
     one = trainer(settings=TrainSettings(batch=1, seed=3), data=data, schedule=short(T))
     batches = [one.draw(k, np.arange(batch)) for k in range(1, steps + 1)]
-    x_0, t, eps = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    x_0, t, eps, _ = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     index = np.rint((x_0[:, 0, 0, 0] + 1) / 2 * (data.levels - 1)).astype(int)
     return index, t, eps
 

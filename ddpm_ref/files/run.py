@@ -227,7 +227,8 @@ def run_training(
 
 def save(trainer: Trainer, data: DataSource, folder: Path) -> Path:
     """Write the checkpoint of the trainer's step into the folder and keep the last two."""
-    checkpoint = Checkpoint(trainer.net.config, trainer.schedule, trainer.settings, data, trainer.state, command_line())
+    state = trainer.host_state()
+    checkpoint = Checkpoint(trainer.net.config, trainer.schedule, trainer.settings, data, state, command_line())
     path = save_checkpoint(checkpoint_path(folder, trainer.state.step), checkpoint)
     keep_last(folder)
     return path
@@ -245,7 +246,7 @@ def run_facts(trainer: Trainer, data: DataSource, settings: RunSettings) -> dict
     return {
         **asdict(settings),
         "seed": trainer.settings.seed,
-        "backend": trainer.backend.name,
+        "backend": trainer.backend.describe()._asdict(),
         "network": asdict(trainer.net.config),
         "parameters": trainer.net.size,
         "schedule": {"name": trainer.schedule.name, "T": trainer.schedule.T},

@@ -223,6 +223,15 @@ def upsample(x: Array) -> tuple[Array, Backward]:
     return y.reshape(n, 2 * h, 2 * w, c), backward
 
 
+def concat(a: Array, b: Array) -> tuple[Array, Backward]:
+    """The channels of b behind those of a, which is how a skip enters the up path; the adjoint takes them apart.
+
+    a: (N, H, W, C)   b: (N, H, W, D)   y: (N, H, W, C + D)   backward(dy) -> da, db, which may be views of dy
+    """
+    c = a.shape[-1]
+    return np.concatenate([a, b], axis=-1), lambda dy: (dy[..., :c], dy[..., c:])
+
+
 def dropout(x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
     """Zero where uniform < rate, the rest divided by 1 - rate.  backward(dy) -> dx, by the same mask."""
     mask = (uniform >= uniform.dtype.type(rate)) * x.dtype.type(1 / (1 - rate))

@@ -117,7 +117,7 @@ class UNet:
             if piece.kind == "push":
                 skips.append(h)
             elif piece.kind == "pop":
-                h = np.concatenate([h, skips.pop()], axis=-1)
+                h, back = run.concat(h, skips.pop())
             elif piece.kind == "block":
                 h, back = _block(p, h, silu_temb, cfg, run, partial(dropout, layer) if dropout else None)
             elif piece.kind == "attention":
@@ -160,8 +160,8 @@ def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params) -> tuple[Array, A
     while tape:
         piece, back = tape.pop()
         if piece.kind == "pop":
-            d_skips.append(d[..., piece.c_in :])
-            d = d[..., : piece.c_in]
+            d, d_skip = back(d)
+            d_skips.append(d_skip)
         elif piece.kind == "push":
             d = d + d_skips.pop()
         elif piece.kind == "block":
@@ -173,7 +173,7 @@ def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params) -> tuple[Array, A
 
 
 def _no_adjoint(d: Array, _g: Scope) -> Array:
-    """The adjoint slot of a piece that has none of its own (push, pop)."""
+    """The adjoint slot of a piece that has none of its own (push)."""
     return d
 
 

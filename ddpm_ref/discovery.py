@@ -1,0 +1,112 @@
+"""Which backends there are, and the one of a name: ours, those that other packages declare, and any class outright.
+
+A package declares its backends in the entry-point group "ddpm_ref.backends" (name = "package.module:Class"). A module
+says that it cannot be used here by raising ImportError, with the reason, when it is imported or its class called.
+"""
+
+import importlib
+from typing import Any
+
+from ddpm_ref.backend import Backend, Description
+
+GROUP = "ddpm_ref.backends"
+FASTEST = "numba"
+OURS = {"numpy": "ddpm_ref.backend:Backend", "numba": "ddpm_ref_numba:NumbaBackend"}
+EXTRAS = {"numba": "numba"}
+"""Ours are known without their entry points too, for a checkout that was not installed (PYTHONPATH=.:backends)."""
+
+
+class Unavailable(ValueError):
+    """A backend that is known and cannot be used here; the message says why."""
+
+
+def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
+    """The backend of this name, or of "package.module:Class"; without a name numba if it can be used, else numpy.
+
+    threads: how many it uses, the environment's or one a core unless given.
+    Raises ValueError for a name that is unknown or cannot be used here, listing what there is and, for what is not
+    available, why.
+    """
+    if name is None:
+        try:
+            return _load(FASTEST, OURS[FASTEST], threads)
+        except Unavailable:
+            name = "numpy"
+    where = name if name.partition(":")[2] else OURS.get(name) or declared().get(name)
+    if where is None:
+        raise ValueError(f"backend: wanted {_choices()} or 'package.module:Class', got {name!r}")
+    try:
+        return _load(name, where, threads)
+    except Unavailable as error:
+        there_is = "" if name == where else f"; there is {_choices(but=name)}"
+        raise ValueError(f"backend: cannot load {name!r}: {error}{there_is}") from error
+
+
+def declared() -> dict[str, str]:
+    """Name -> "package.module:Class" of every backend, ours first."""
+    from importlib.metadata import entry_points  # here, because importing it costs more than the rest of this package
+
+    return OURS | {point.name: point.value for point in entry_points(group=GROUP) if point.name not in OURS}
+
+
+def available_backends() -> dict[str, Description]:
+    """What `get_backend` finds by name and can be used here. Loads every one of them."""
+    return {name: found for name, found in survey().items() if isinstance(found, Description)}
+
+
+def survey() -> dict[str, Description | Unavailable]:
+    """Every backend known by name: its description, or why it cannot be used here."""
+    found: dict[str, Description | Unavailable] = {}
+    for name, where in declared().items():
+        try:
+            found[name] = _load(name, where, None).describe()
+        except ValueError as error:
+            found[name] = error if isinstance(error, Unavailable) else Unavailable(str(error))
+    return found
+
+
+def why_not(name: str) -> str | None:
+    """Why one of our backends cannot be used here; None if it can."""
+    try:
+        _load(name, OURS[name], None)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _choices(but: str = "") -> str:
+    """The backends that can be used, and why others (but this one) cannot."""
+    found = {name: what for name, what in survey().items() if name != but}
+    usable = ", ".join(name for name, what in found.items() if isinstance(what, Description))
+    rest = "; ".join(f"{name}: {what}" for name, what in found.items() if isinstance(what, Unavailable))
+    return f"{usable} (not available: {rest})" if rest else usable
+
+
+def _load(name: str, where: str, threads: int | None) -> Backend:
+    """An instance of the class at "package.module:Class".
+
+    Raises Unavailable if it cannot be used here, ValueError for what is no backend or takes no such threads.
+    """
+    module, _, attribute = where.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever somebody's module raises while it is imported
+        raise Unavailable(_reason(name, error)) from error
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise ValueError(f"backend: {name!r} is not a subclass of ddpm_ref.Backend")
+    try:
+        backend = found() if threads is None else found(threads=threads)
+    except ImportError as error:
+        raise Unavailable(_reason(name, error)) from error
+    except TypeError as error:
+        raise ValueError(f"backend: {name!r} cannot be made with threads={threads}: {error}") from error
+    return backend
+
+
+def _reason(name: str, error: Exception) -> str:
+    """Why a backend could not be loaded, and which extra installs what it needs."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name
+    text = f"{error.name} is not installed" if missing else " ".join(str(error).split()) or type(error).__name__
+    return text if name not in EXTRAS or "pip install" in text else f'{text}: pip install "ddpm-ref[{EXTRAS[name]}]"'

@@ -1,0 +1,35 @@
+"""Scratch memory that is used again: named buffers for what an operation needs only while it runs."""
+
+from typing import Any
+
+import numpy as np
+
+from ddpm_ref.checks import Array, check_int
+
+
+class Workspace:
+    """Named 1-D buffers that only grow: `take` hands out the same memory call after call, its contents undefined.
+
+    For scratch inside one operation, never for a result: the next call with the same name writes over it. Results are
+    ordinary new arrays, and cheap ones, since `memory.keep_freed_memory` has malloc keep what was freed.
+    One thread at a time; `empty` makes a buffer (a device backend passes its own).
+    """
+
+    def __init__(self, empty: Any = np.empty) -> None:
+        self._empty = empty
+        self._buffers: dict[tuple[str, np.dtype[Any]], Array] = {}
+
+    def take(self, name: str, size: int, dtype: Any = np.float32) -> Array:
+        """`size` numbers of this dtype, as last left by whoever took this name and dtype before."""
+        check_int("size", size, 0)
+        key = name, np.dtype(dtype)
+        buffer = self._buffers.get(key)
+        if buffer is None or len(buffer) < size:
+            self._buffers.pop(key, None)  # freed before the larger one is made
+            buffer = self._buffers[key] = self._empty(size, key[1])
+        return buffer[:size]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(int(buffer.nbytes) for buffer in self._buffers.values())
