@@ -49,6 +49,7 @@ from importlib import import_module  # isort: skip
 from typing import TYPE_CHECKING, Any  # isort: skip
 
 if TYPE_CHECKING:
+    from ddpm_ref.backend_check import check_backend
     from ddpm_ref.files.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from ddpm_ref.gaussian_oracle import GaussianOracle
     from ddpm_ref.oracles import EmpiricalOracle, MixtureOracle, Oracle
@@ -85,6 +86,7 @@ __all__ = [
     "bound_term",
     "bound_terms",
     "bound_weights",
+    "check_backend",
     "combine",
     "discretized_gaussian_log_likelihood",
     "generate_steps",
@@ -122,6 +124,7 @@ __all__ = [
 # Imported when first used: the files, and numpy.random behind the oracles, would double the cost of importing this.
 _LATER = {
     "files.checkpoint": ("Checkpoint", "load_checkpoint", "save_checkpoint"),
+    "backend_check": ("check_backend",),
     "gaussian_oracle": ("GaussianOracle",),
     "oracles": ("EmpiricalOracle", "MixtureOracle", "Oracle"),
 }

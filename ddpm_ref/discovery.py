@@ -107,6 +107,7 @@ def _load(name: str, where: str, threads: int | None) -> Backend:
 
 def _reason(name: str, error: Exception) -> str:
     """Why a backend could not be loaded, and which extra installs what it needs."""
-    missing = isinstance(error, ModuleNotFoundError) and error.name
-    text = f"{error.name} is not installed" if missing else " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        text = f"{error.name} is not installed"
     return text if name not in EXTRAS or "pip install" in text else f'{text}: pip install "ddpm-ref[{EXTRAS[name]}]"'

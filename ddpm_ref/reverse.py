@@ -260,9 +260,7 @@ def sample_steps(
 
     def move(x_t: Array, t: int, output: Array) -> tuple[Array, Array]:
         z = noise(t) if t > 1 else None
-        return p_sample(
-            schedule, x_t, t, output, z, predicts=predicts, var=table, clip=clip, temperature=temperature
-        )
+        return p_sample(schedule, x_t, t, output, z, predicts=predicts, var=table, clip=clip, temperature=temperature)
 
     return reverse_chain(model, x_T, move, start, every)
 
