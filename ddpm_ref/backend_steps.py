@@ -1,6 +1,6 @@
 """What a backend must keep of the steps around the network: the update, noising, the reverse step, random numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,11 @@ def _places(n: int) -> Array:
     return np.array([SAMPLES[i] if i < len(SAMPLES) else 100 + i for i in range(n)])
 
 
+def _five(vectors: Iterable[Array]) -> tuple[Array, Array, Array, Array, Array]:
+    params, grads, m, v, ema = vectors
+    return params, grads, m, v, ema
+
+
 def check_update(
     backend: Backend, size: int, step: int, settings: optim.AdamSettings, dtype: Any = np.float32, seed: int = 0
 ) -> float:
@@ -61,10 +66,10 @@ def check_update(
     label = f"update of {size} numbers, step {step}, {np.dtype(dtype).name}, clip_norm {settings.clip_norm}"
     start: list[Array] = [a.astype(dtype) for a in normals(seed, *[(size,)] * 5)]
     start[3] = np.square(start[3])
-    wanted = [a.astype(np.float64) for a in start]
-    norm = optim.update(*wanted, step=step, settings=settings)
-    found = [backend.to_device(a.copy()) for a in start]
-    got_norm = backend.update(*found, step=step, settings=settings)
+    wanted = _five(a.astype(np.float64) for a in start)
+    norm = optim.update(*wanted, step, settings)
+    found = _five(backend.to_device(a.copy()) for a in start)
+    got_norm = backend.update(*found, step, settings)
     params, grads, m, _, ema = (np.abs(a.astype(np.float64)) for a in start)
     s, tol = settings, tolerance(dtype)
     g = grads * min(1.0, (s.clip_norm or np.inf) / norm)
@@ -77,8 +82,8 @@ def check_update(
     worst = compared(f"{label}: the norm", np.array(got_norm), np.array(norm), np.array(tol * norm), np.float64)
     for name, a, b, most in zip(("params", "grads", "m", "v", "ema"), found, wanted, allowed, strict=True):
         worst = max(worst, compared(f"{label}: {name}", backend.to_host(a), b, tol * most, dtype))
-    again = [backend.to_device(a.copy()) for a in start]
-    backend.update(*again, step=step, settings=settings)
+    again = _five(backend.to_device(a.copy()) for a in start)
+    backend.update(*again, step, settings)
     same = all(backend.to_host(a).tobytes() == backend.to_host(b).tobytes() for a, b in zip(found, again, strict=True))
     assert same, f"{label}: the same call gave other bits"
     return worst
@@ -89,9 +94,9 @@ def check_update_refuses(backend: Backend, bad: float, dtype: Any = np.float32) 
     label = f"update with {bad} in the gradient, {np.dtype(dtype).name}"
     start = [np.abs(a).astype(dtype) for a in normals(0, *[(70,)] * 5)]
     start[1][33] = bad
-    found = [backend.to_device(a.copy()) for a in start]
+    found = _five(backend.to_device(a.copy()) for a in start)
     with np.errstate(all="ignore"):
-        norm = backend.update(*found, step=2, settings=optim.AdamSettings())
+        norm = backend.update(*found, 2, optim.AdamSettings())
     assert not np.isfinite(norm), f"{label}: returned {norm}"
     for name, a, b in zip(("params", "grads", "m", "v", "ema"), found, start, strict=True):
         assert backend.to_host(a).tobytes() == b.tobytes(), f"{label}: {name} was changed"
