@@ -98,9 +98,15 @@ class NumbaBackend(Backend):
 
     def dropout(self, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
         """`ops.dropout`, the same bits."""
-        if x.dtype != np.float32 or uniform.dtype != np.float32:
+        if x.dtype != np.float32 or uniform.dtype != np.float32 or x.shape != uniform.shape:
             return super().dropout(x, uniform, rate)
         return pointwise.dropout(self, x, uniform, rate)
+
+    def concat(self, a: Array, b: Array) -> tuple[Array, Backward]:
+        """`ops.concat`; the adjoint's parts are contiguous."""
+        if a.dtype != np.float32 or b.dtype != np.float32 or a.shape[:-1] != b.shape[:-1]:
+            return super().concat(a, b)
+        return pointwise.concat(self, a, b)
 
     def normal(
         self, seed: int, purpose: Purpose, step: int, samples: Array, shape: tuple[int, ...], *, layer: int = 0

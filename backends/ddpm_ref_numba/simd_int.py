@@ -163,12 +163,12 @@ _PACKED = ir.IntType(WIDTH)
 
 
 @intrinsic
-def store_not_less(typing, p, k, a, b):
-    """Write WIDTH bits as the k-th group of p: 1 where not a < b."""
+def store_at_least(typing, p, k, a, b):
+    """Write WIDTH bits as the k-th group of p: 1 where a >= b."""
 
     def codegen(context, builder, sig, args):
         p, k, a, b = args
-        kept = builder.bitcast(builder.not_(builder.fcmp_ordered("<", a, b)), _PACKED)
+        kept = builder.bitcast(builder.fcmp_ordered(">=", a, b), _PACKED)
         builder.store(kept, builder.gep(builder.bitcast(p, _PACKED.as_pointer()), [k]), align=1)
         return context.get_dummy_value()
 
