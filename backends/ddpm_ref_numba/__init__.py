@@ -20,10 +20,11 @@ except ImportError as error:
     raise ImportError('the numba backend needs Numba: pip install "ddpm-ref[numba]"') from error
 
 from ddpm_ref.backend import Backend
-from ddpm_ref.checks import Array
+from ddpm_ref.checks import Array, Steps
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.random import Purpose
+from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref_numba import attention, conv, dense, noise, norm, pointwise, update
 from ddpm_ref_numba.simd import WIDTH
 
@@ -119,6 +120,34 @@ class NumbaBackend(Backend):
     ) -> Array:
         """`random.uniform`, the same bits."""
         return noise.uniform(self, seed, purpose, step, samples, shape, layer=layer)
+
+    def q_sample(
+        self, schedule: Schedule, x_0: Array, t: Steps, seed: int, step: int, samples: Array
+    ) -> tuple[Array, Array]:
+        """Eq. 4 with its noise, the same bits."""
+        if x_0.dtype != np.float32 or not x_0.ndim:
+            return super().q_sample(schedule, x_0, t, seed, step, samples)
+        return noise.q_sample(self, schedule, x_0, t, seed, step, samples)
+
+    def p_sample(
+        self,
+        schedule: Schedule,
+        x_t: Array,
+        t: int,
+        output: Array,
+        seed: int,
+        samples: Array,
+        *,
+        predicts: str = "eps",
+        var: str | Table = "beta",
+        clip: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Array, Array]:
+        """Algorithm 2, line 4, with its noise, the same bits; other than ε and a fixed variance: NumPy's body."""
+        kinds = dict(var=var, clip=clip, temperature=temperature)
+        if not noise.takes(x_t, t, output, predicts, var):
+            return super().p_sample(schedule, x_t, t, output, seed, samples, predicts=predicts, **kinds)
+        return noise.p_sample(self, schedule, x_t, t, output, seed, samples, **kinds)
 
     def update(
         self, params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: AdamSettings

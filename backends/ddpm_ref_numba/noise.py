@@ -262,6 +262,13 @@ def q_sample(
     return x_t, eps
 
 
+def takes(x_t: Array, t: Any, output: Array, predicts: str, var: Any) -> bool:
+    """Whether `p_sample` has a kernel: float32, one t, a prediction of ε, a variance that is not the network's."""
+    float32 = x_t.dtype == output.dtype == np.float32
+    fixed = not (isinstance(var, str) and var == "learned")
+    return bool(float32 and fixed and predicts == "eps" and x_t.ndim and np.ndim(t) == 0)
+
+
 def p_sample(
     be: Any, schedule: Schedule, x_t: Array, t: int, output: Array, seed: int, samples: Any, *, var: Any, clip: bool,
     temperature: float,
