@@ -16,9 +16,8 @@ from ddpm_ref_numba.launch import kernel
 from ddpm_ref_numba.simd import WIDTH, f4, f32, i64, load, real, sqrt, store
 from ddpm_ref_numba.simd_int import f64, load_some, partial_squares, store_some, wide_sum, wide_zero
 
-CHUNK = (
-    1 << 14
-)  # numbers whose squares are summed on their own: the order of summation is then the same for any threads
+# Numbers whose squares are summed on their own: the order of summation is then the same for any threads.
+CHUNK = 1 << 14
 
 
 @kernel
