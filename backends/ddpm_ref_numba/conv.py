@@ -52,7 +52,7 @@ def _padded(a: Array, *axes: tuple[int, int]) -> Array:
     widths = [(0, 0)] * a.ndim
     for axis, size in axes:
         widths[axis] = (0, -size % WIDTH)
-    return np.pad(a, widths)
+    return np.ascontiguousarray(np.pad(a, widths))  # np.pad keeps Fortran's order
 
 
 def _kept(shape: tuple[int, ...], stride: int) -> tuple[slice, slice]:
