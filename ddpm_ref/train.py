@@ -98,7 +98,7 @@ class Diverged(RuntimeError):
 
 
 class Batch(NamedTuple):
-    """Lines 2-4 of Algorithm 1 for some images of a step, and the x_t that they make: arrays of the backend, t NumPy's."""
+    """Lines 2-4 of Algorithm 1 for some images of a step, and the x_t they make: arrays of the backend, t NumPy's."""
 
     x_0: Array
     t: Array

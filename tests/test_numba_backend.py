@@ -15,8 +15,9 @@ from ddpm_ref_numba.simd import f32
 from ddpm_ref_numba.winograd import filter_gradient
 
 from ddpm_ref import random
-from ddpm_ref.backend import Backend, get_backend
+from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array
+from ddpm_ref.discovery import get_backend
 from ddpm_ref.nn import optim
 from ddpm_ref.nn.plan import UNetConfig
 from ddpm_ref.nn.unet import UNet

@@ -241,7 +241,7 @@ def test_the_facts_of_a_run_say_what_made_it():
     assert {"ddpm_ref", "python", "numpy", "platform", "started", "threads", "network", "training", "schedule"} <= set(
         facts
     )
-    assert (facts["steps"], facts["seed"], facts["backend"]) == (7, 5, "numpy") and facts["command"].startswith(
+    assert (facts["steps"], facts["seed"], facts["backend"]["name"]) == (7, 5, "numpy") and facts["command"].startswith(
         "ddpm-ref"
     )
     assert (facts["parameters"], facts["data"]["fingerprint"]) == (11_621, SOURCE.fingerprint)

@@ -47,6 +47,8 @@ class NumbaBackend(Backend):
     """
 
     name = "numba"
+    version = f"Numba {numba.__version__}"
+    note = "float32; other dtypes, and channels that do not fill vectors, run NumPy's bodies"
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
