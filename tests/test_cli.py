@@ -15,10 +15,11 @@ from strategies import short
 import ddpm_ref
 from ddpm_ref import cli
 from ddpm_ref.checks import Array
+from ddpm_ref.discovery import get_backend
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.schedule import SCHEDULES
 
-COMMANDS = ("demo", "train", "sample", "evaluate", "info", "check")
+COMMANDS = ("demo", "train", "sample", "evaluate", "info", "backends", "check")
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,9 @@ def test_the_script_and_the_module_are_one_program(tmp_path):
 
 def test_a_run_writes_its_log_its_checkpoint_its_curve_and_what_made_it(trained):
     assert (trained.done.status, trained.done.err) == (0, ""), "and no progress bar where there is no terminal"
-    assert trained.done.out.startswith(f"training 11,621 parameters on 36 images ({trained.data}, 8x8x1) to step 8 on")
+    backend, training = trained.done.out.splitlines()[:2]
+    assert backend.startswith(f"backend: {get_backend().name} (")
+    assert training.startswith(f"training 11,621 parameters on 36 images ({trained.data}, 8x8x1) to step 8 on")
     assert trained.done.out.endswith(f"done; draw with: ddpm-ref sample {trained.folder}\n")
     names = {"checkpoint-00000000.safetensors", "checkpoint-00000008.safetensors", "log.csv", "loss.png", "run.json"}
     assert {path.name for path in trained.folder.iterdir()} == names
@@ -119,7 +122,7 @@ def test_info_says_what_a_checkpoint_holds(trained):
 def test_samples_are_written_as_an_array_and_as_pictures(trained, drawn):
     folder, done = drawn
     assert (done.status, done.err) == (0, ""), "and no progress bar where there is no terminal"
-    written = [Path(line.removeprefix("wrote ")) for line in done.out.splitlines()]
+    written = [Path(line.removeprefix("wrote ")) for line in done.out.splitlines()[1:]]  # the first names the backend
     assert [p.name for p in written] == ["samples.npz", "samples.png", "denoising.png", "denoising.gif"]
     assert images(folder).shape == (3, 8, 8, 1) and images(folder).dtype == np.uint8
     for path in written[1:]:
