@@ -16,7 +16,7 @@ from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.nn.params import Params, Shapes, count
 from ddpm_ref.nn.unet import UNet
-from ddpm_ref.objective import Objective, batch_mean
+from ddpm_ref.objective import Losses, Objective, batch_mean
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule
 
@@ -187,28 +187,44 @@ class Trainer:
     def _micro_batch(self, step: int, samples: Array) -> tuple[float, Array, NDArray[np.float64]]:
         """The mean loss of these images, its gradient, and their losses by quarter of t."""
         s, net, backend = self.settings, self.net, self.backend
-        x_0, t, eps, x_t = self.draw(step, samples)
+        batch = self.draw(step, samples)
+        t = batch.t
 
         def dropout(layer: int, shape: tuple[int, ...]) -> Array:
             return backend.uniform(s.seed, Purpose.DROPOUT, step, samples, shape[1:], layer=layer)
 
-        output, backward = net(self.params(), x_t, t, backend, dropout=dropout)
-        table = self.state.params[net.size :] if s.objective.learned_weights else None
-        losses, d_table = s.objective(
-            self.schedule, x_0, x_t, t, eps, output, levels=self.data.levels, log_variance=table
-        )
+        output, backward = net(self.params(), batch.x_t, t, backend, dropout=dropout)
+        losses, d_table = self._losses(batch, output)
         loss, d_output = batch_mean(losses)
         quarter = (4 * t - 1) // self.schedule.T
-        per_image = backend.to_host(losses.per_image)
-        by_quarter = np.array([np.bincount(quarter, per_image, 4), np.bincount(quarter, minlength=4)], float)
+        sums = np.bincount(quarter, losses.per_image, 4)
+        by_quarter = np.array([sums, np.bincount(quarter, minlength=4)], float)
         if not math.isfinite(loss):
             return loss, np.full_like(self.state.params, np.nan), by_quarter
         _, grads = backward(d_output)
         vector = grads.vector
         if d_table is not None:
-            table_grads = np.bincount(t, backend.to_host(d_table) / len(t), self.schedule.T + 1).astype(self.dtype)
+            table_grads = np.bincount(t, d_table / len(t), self.schedule.T + 1).astype(self.dtype)
             vector = np.concatenate([vector, backend.to_device(table_grads)])
         return loss, vector, by_quarter
+
+    def _losses(self, batch: Batch, output: Array) -> tuple[Losses, Array | None]:
+        """The objective's losses, NumPy's, with their gradient on the device, and d loss / d s_t of each image, if any.
+
+        L_simple runs on any array; its weights and the bound know NumPy's alone, so that arrays of a device are moved.
+        """
+        objective, backend = self.settings.objective, self.backend
+        x_0, t, eps, x_t = batch
+        on_host = objective.w_elbo > 0 or objective.learned_weights or objective.weight != "simple"
+        if on_host:
+            x_0, eps, x_t, output = map(backend.to_host, (x_0, eps, x_t, output))
+        table = backend.to_host(self.state.params[self.net.size :]) if objective.learned_weights else None
+        losses, d_table = objective(
+            self.schedule, x_0, x_t, t, eps, output, levels=self.data.levels, log_variance=table
+        )
+        if on_host:
+            return losses._replace(d_output=backend.to_device(losses.d_output)), d_table
+        return losses._replace(per_image=backend.to_host(losses.per_image)), d_table
 
     def step(self) -> StepReport:
         """One pass through lines 2-5.
