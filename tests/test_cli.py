@@ -59,6 +59,7 @@ HELP = {
     "evaluate": ["checkpoint", "Fréchet", "held out", "Exits with 1"],
     "info": ["checkpoint", "folder"],
     "check": ["ADAPTER", "--list", "--json", "--only", "examples:", "Exits with 0"],
+    "backends": ("--check", "its own", "not available", "exits with 0"),
 }
 
 
@@ -98,7 +99,7 @@ def test_a_run_writes_its_log_its_checkpoint_its_curve_and_what_made_it(trained)
     assert (trained.done.status, trained.done.err) == (0, ""), "and no progress bar where there is no terminal"
     backend, training = trained.done.out.splitlines()[:2]
     assert backend.startswith(f"backend: {get_backend().name} (")
-    assert training.startswith(f"training 11,621 parameters on 36 images ({trained.data}, 8x8x1) to step 8 on")
+    assert training.startswith(f"training 11,621 parameters on 36 images ({trained.data}, 8x8x1) to step 8;")
     assert trained.done.out.endswith(f"done; draw with: ddpm-ref sample {trained.folder}\n")
     names = {"checkpoint-00000000.safetensors", "checkpoint-00000008.safetensors", "log.csv", "loss.png", "run.json"}
     assert {path.name for path in trained.folder.iterdir()} == names
