@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_ref.forward import posterior_coefficients
 from ddpm_ref.nn.ops import time_embedding
 from ddpm_ref.nn.params import Params
 from ddpm_ref.nn.unet import UNet
+from ddpm_ref.schedule import Schedule
 
 
 def _conv(p: Any, layer: str) -> nn.Conv2d:
@@ -127,3 +129,23 @@ class TorchUNet(nn.Module):
 def embed(t: np.ndarray, base: int) -> Tensor:
     """The sinusoidal embedding of the paper's t, (N, base)."""
     return torch.from_numpy(time_embedding(t, base).astype(np.float32))
+
+
+def sampler(model: Any, x_t: Tensor, t: int, base: int) -> tuple[Any, Tensor]:
+    """One reverse step with x̂_0 clipped (line 4 of Algorithm 2, σ_t² = β_t), as a function; and ε_θ(x_t, t)."""
+    schedule = Schedule.linear()
+    abar = schedule.alpha_bar[t]
+    c_0, c_t = (float(c) for c in posterior_coefficients(schedule, t))
+    sigma, a, b = float(np.sqrt(schedule.beta[t])), float(1 / np.sqrt(abar)), float(np.sqrt(1 / abar - 1))
+    steps = np.full(len(x_t), t)
+
+    @torch.inference_mode()
+    def eps() -> Tensor:
+        return model(x_t, embed(steps, base))
+
+    @torch.inference_mode()
+    def step() -> None:
+        x_0 = (a * x_t - b * eps()).clamp_(-1, 1)
+        x_0.mul_(c_0).add_(x_t, alpha=c_t).add_(torch.randn_like(x_t), alpha=sigma)
+
+    return step, eps()
