@@ -3,7 +3,7 @@
 import argparse
 import textwrap
 
-from ddpm_ref.backend import OPERATIONS, Backend, Description
+from ddpm_ref.backend import Backend, Description
 from ddpm_ref.checks import check_int
 from ddpm_ref.discovery import FASTEST, get_backend, survey, why_not
 
@@ -25,13 +25,12 @@ def backends_command(args: argparse.Namespace) -> int:
     for name, what in survey().items():
         if isinstance(what, Description):
             print(f"{name:11s} {what.version}; threads: {what.threads}; device: {what.device}")
-            for title, text in (
-                ("its own", _listed(what.own)),
-                ("NumPy's", _listed(what.inherited)),
-                ("note", what.note),
-            ):
+            lists = {"its own": ", ".join(what.own), "NumPy's": ", ".join(what.inherited), "note": what.note}
+            if not what.own:
+                lists["NumPy's"] = "all operations"
+            for title, text in lists.items():
                 if text:
-                    print(textwrap.fill(f"{title + ':':9s} {text}", 100, initial_indent=_IN, subsequent_indent=_DEEP))
+                    print(textwrap.fill(f"{title + ':':9s} {text}", 120, initial_indent=_IN, subsequent_indent=_DEEP))
         else:
             print(textwrap.fill(f"not available: {what}", 120, initial_indent=f"{name:12s}", subsequent_indent=_IN))
     print(f"\nTaken unless --backend says otherwise: {get_backend().name}")
@@ -39,11 +38,6 @@ def backends_command(args: argparse.Namespace) -> int:
 
 
 _IN, _DEEP = " " * 12, " " * 22
-
-
-def _listed(operations: tuple[str, ...]) -> str:
-    """Names of operations; "all" if they are."""
-    return "all operations" if operations == OPERATIONS else ", ".join(operations)
 
 
 def _check(backend: Backend) -> int:

@@ -38,6 +38,7 @@ MISTAKES: dict[str, tuple[tuple[object, ...], str]] = {
     "no steps": (("--steps", 0), "--steps: wanted an integer >= 1, got 0"),
     "negative steps": (("--steps", -3), "--steps: wanted an integer >= 1, got -3"),
     "an empty batch": (("--batch", 0), "--batch: wanted an integer >= 1, got 0"),
+    "no threads": (("--threads", 0), "--threads: wanted an integer >= 1, got 0"),
     "no log": (("--log-every", 0), "--log-every: wanted"),
     "no checkpoints": (("--save-every", 0), "--save-every: wanted"),
     "no diffusion": (("--T", 0), "--T: wanted"),
