@@ -24,7 +24,8 @@ STANDARD = {
     "opcode", "reprlib", "token", "tokenize",
 }  # fmt: skip
 # Of the package itself, what only some commands need.
-LATER = {"cli", "commands", "experiments", "gallery", "gaussian_oracle", "oracles", "pictures"}
+LATER = {"backend_bounds", "backend_cases", "backend_check", "backend_command", "backend_steps", "cli", "commands",
+         "experiments", "gallery", "gaussian_oracle", "oracles", "pictures"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -33,4 +33,5 @@ def test_the_readmes_python_runs_as_printed(monkeypatch: Any) -> None:
     # What its comments promise.
     assert abs(names["loss"] - names["oracle"].irreducible_loss(300)) < 0.05
     assert (names["which"].argmax(axis=1) == np.arange(256)).mean() > 0.3  # by chance: 1/256
-    assert names["eps_model"](names["x_t"].astype(np.float32), 300).shape == names["x_t"].shape
+    assert names["report"].backend.name == "fast" and names["report"].backend.own == ("upsample",)
+    assert names["eps_model"](names["x_t"].astype(np.float32), 300).shape == names["x_t"].shape == (2, 8, 8, 1)
