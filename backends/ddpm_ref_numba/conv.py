@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _BLOCK_NUMBERS = 4096  # tiles times channels at a time: V is 36 times that, 590 kB
 # C D over tiles up to which each thread sums a dU of its own; a larger one would be read and written too often.
 _OWN_GRADIENT = 64
+_SMALL = 1 << 15  # tiles times C times D that one thread does before another has begun
 _GRADIENT_BLOCK = 8192  # tiles times channels of x and dy at a time there
 _GRADIENT_BYTES = 16 << 20  # V and dM of a part of the batch: half of a third-level cache
 
@@ -27,7 +28,9 @@ _GRADIENT_BYTES = 16 << 20  # V and dM of a part of the batch: half of a third-l
 def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
     """`ops.conv3x3` for float32."""
     c, d = W.shape[2:]
-    x, W, b = _padded(x, (3, c)), _padded(W, (2, c), (3, d)), _padded(b, (b.ndim - 1, d))
+    if c % WIDTH or d % WIDTH:
+        x, W, b = _padded(x, (3, c)), _padded(W, (2, c), (3, d)), _padded(b, (b.ndim - 1, d))
+    x, W, b = np.ascontiguousarray(x), np.ascontiguousarray(W), np.ascontiguousarray(b)
     y = _convolve(run, x, W, b, turned=False)
     keep = (slice(None), *_kept(x.shape, stride), slice(d)) if stride == 2 or y.shape[3] != d else None
 
@@ -49,13 +52,13 @@ def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) 
 
 
 def _padded(a: Array, *axes: tuple[int, int]) -> Array:
-    """a as a contiguous array, with zeros behind these (axis, size) up to a multiple of WIDTH."""
-    if all(size % WIDTH == 0 for _, size in axes):
-        return np.ascontiguousarray(a)
-    widths = [(0, 0)] * a.ndim
+    """a with zeros behind these (axis, size) up to a multiple of WIDTH."""
+    shape = list(a.shape)
     for axis, size in axes:
-        widths[axis] = (0, -size % WIDTH)
-    return np.ascontiguousarray(np.pad(a, widths))  # np.pad keeps Fortran's order
+        shape[axis] = size + -size % WIDTH
+    wide = np.zeros(shape, np.float32)
+    wide[tuple(map(slice, a.shape))] = a
+    return wide
 
 
 def _kept(shape: tuple[int, ...], stride: int) -> tuple[slice, slice]:
@@ -90,8 +93,9 @@ def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool
     """Stride 1; turned: with the filters of the adjoint, from W's D channels to its C."""
     n, h, w, c = x.shape
     d = W.shape[2] if turned else W.shape[3]
-    threads, lanes = run.threads, winograd.panel(d)
+    lanes = winograd.panel(d)
     tiles = n * -(-h // 4) * -(-w // 4)
+    threads = 1 if tiles * c * d < _SMALL else run.threads
     once, groups = _plan(tiles, c, d, lanes, threads)
     if once:
         U, block = W, -(-tiles // groups)

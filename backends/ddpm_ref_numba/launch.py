@@ -107,6 +107,9 @@ def _spread_compiled() -> Any:
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
+_BYTES = bytes.__basicsize__ - 1  # from a bytes object to its bytes, of which the last is a 0
+
+
 def _data_offset() -> int | None:
     """Where CPython's array object keeps its data pointer: reading it there takes a sixth of `a.ctypes.data`."""
     probe = np.zeros(3)
@@ -119,17 +122,15 @@ _OFFSET = _data_offset()
 _pointer_at = ctypes.c_void_p.from_address
 
 
-def address_of(a: np.ndarray) -> int:
+_ndarray = np.ndarray
+
+
+def _address_there(a: np.ndarray) -> int:
     """The address of an array's first element."""
-    return (_pointer_at(id(a) + _OFFSET).value or 0) if _OFFSET is not None else a.ctypes.data
+    return _pointer_at(id(a) + _OFFSET).value or 0  # type: ignore[operator]
 
 
-def _word(value: Any) -> int:
-    if type(value) is np.ndarray:
-        return address_of(value)
-    if type(value) is float:
-        return struct.unpack("q", struct.pack("d", value))[0]
-    return int(value)
+address_of = _address_there if _OFFSET is not None else lambda a: a.ctypes.data
 
 
 class Kernel:
@@ -140,6 +141,7 @@ class Kernel:
         self.function = function
         self.__doc__ = function.__doc__
         self._direct: Any = None
+        self._words: struct.Struct | None = None
         self._address = 0
 
     def compile(self) -> None:
@@ -149,7 +151,7 @@ class Kernel:
         made.compile()
         self._kept = made
         self._address = made.address
-        self._direct = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_void_p)(made.address)
+        self._direct = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_char_p)(made.address)
 
     def __call__(self, threads: int, *args: Any) -> None:
         if self._direct is None:
@@ -160,11 +162,14 @@ class Kernel:
         return self._run(threads, args)
 
     def _run(self, threads: int, args: Any) -> None:
-        words = np.array([_word(a) for a in args], np.int64)
+        if self._words is None:
+            self._words = struct.Struct("=" + "".join("d" if type(a) is float else "q" for a in args))
+        values = [address_of(a) if type(a) is _ndarray else a for a in args]
+        words = self._words.pack(*values)  # 64 bits each; held until the kernel is done
         if threads == 1:
-            self._direct(0, 1, address_of(words))
+            self._direct(0, 1, words)
         else:
-            _spread_compiled()(self._address, threads, address_of(words))
+            _spread_compiled()(self._address, threads, id(words) + _BYTES)
 
 
 def kernel(function: Any) -> Kernel:

@@ -40,7 +40,7 @@ class Params:
         return self._views  # type: ignore[attr-defined,no-any-return]
 
     def __getitem__(self, name: str) -> Array:
-        return self.views[name]
+        return self._views[name]  # type: ignore[attr-defined]
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.views[name][...] = value
