@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
 
 _BLOCK_NUMBERS = 4096  # tiles times channels at a time: V is 36 times that, 590 kB
-# C D over tiles up to which each thread sums a dU of its own; a larger one would be read and written too often.
-_OWN_GRADIENT = 64
 _SMALL = 1 << 15  # tiles times C times D that one thread does before another has begun
-_GRADIENT_BLOCK = 8192  # tiles times channels of x and dy at a time there
-_GRADIENT_BYTES = 16 << 20  # V and dM of a part of the batch: half of a third-level cache
+_GRADIENT_BYTES = 6 << 20  # V and dM of a part of the batch: they stay in the third-level cache between two kernels
 
 
 def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
@@ -123,13 +120,6 @@ def _filter_gradient(run: "NumbaBackend", x: Array, dy: Array) -> tuple[Array, A
     tiles = n * per_image
     dW, db = np.empty((3, 3, c, d), np.float32), np.empty((n, d), np.float32)
     lines = run.scratch("winograd lines", threads * winograd.SCRATCH)
-    if c * d <= _OWN_GRADIENT * tiles:
-        block = max(8, min(-(-n // threads) * per_image, _GRADIENT_BLOCK // (c + d)))
-        size = 36 * (WIDTH + winograd.apart(block * c) + winograd.apart(block * d)) + c
-        dU, scratch = run.scratch("winograd dU", threads * 36 * c * d), run.scratch("winograd", threads * size)
-        winograd.gradient_blocks(threads, x, dy, dU, db, n, h, w, c, d, block, scratch, size)
-        winograd.filter_gradient(threads if c * d > 1024 else 1, dU, threads, dW, c, d, lines)
-        return dW, db
     part = max(16, min(tiles, _GRADIENT_BYTES // (4 * 36 * (c + d))))
     V, dM = (run.scratch(f"winograd {name}", 36 * winograd.apart(part * k)) for name, k in (("V", c), ("dM", d)))
     dU, size = run.scratch("winograd dU", 36 * c * d), 36 * WIDTH + c
@@ -138,5 +128,5 @@ def _filter_gradient(run: "NumbaBackend", x: Array, dy: Array) -> tuple[Array, A
         count = min(part, tiles - first)
         winograd.gradient_transforms(threads, x, dy, V, dM, first, count, h, w, c, d, scratch, size)
         winograd.filter_products(threads, V, dM, dU, db, first, count, per_image, c, d)
-    winograd.filter_gradient(threads, dU, 1, dW, c, d, lines)
+    winograd.filter_gradient(1 if c * d < 1024 else threads, dU, dW, c, d, lines)
     return dW, db

@@ -163,27 +163,15 @@ def pack_filters(thread, threads, args):
         _pack(w, C, D, c, d, turned, U, d // K * 36 * step + d % K + c * K, K, step, t)
 
 
-@inline
-def _g_t_of_parts(dU, i, step, parts, part):
-    """Gᵀ of six lines of dU, each the sum over its parts."""
-    u0, u1, u2 = load(dU, i), load(dU, i + step), load(dU, i + 2 * step)
-    u3, u4, u5 = load(dU, i + 3 * step), load(dU, i + 4 * step), load(dU, i + 5 * step)
-    for k in range(1, parts):
-        o = i + k * part
-        u0, u1, u2 = u0 + load(dU, o), u1 + load(dU, o + step), u2 + load(dU, o + 2 * step)
-        u3, u4, u5 = u3 + load(dU, o + 3 * step), u4 + load(dU, o + 4 * step), u5 + load(dU, o + 5 * step)
-    return _g_t(u0, u1, u2, u3, u4, u5)
-
-
 @kernel
 def filter_gradient(thread, threads, args):
-    """dW = Gᵀ (Σ dU) G.  args: dU [parts][36][C][D], parts, dW (3, 3, C, D), C, D, scratch."""
-    dU, parts, dW, C, D = f32(args, 0), i64(args, 1), f32(args, 2), i64(args, 3), i64(args, 4)
-    t = at(f32(args, 5), thread * SCRATCH)
+    """dW = Gᵀ dU G from dU [36][C][D].  args: dU, dW (3, 3, C, D), C, D, scratch."""
+    dU, dW, C, D = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3)
+    t = at(f32(args, 4), thread * SCRATCH)
     for c in range(thread * C // threads, (thread + 1) * C // threads):
         for d in range(0, D, WIDTH):
             for j in range(6):
-                line = _g_t_of_parts(dU, (j * C + c) * D + d, 6 * C * D, parts, 36 * C * D)
+                line = _g_t_at(dU, (j * C + c) * D + d, 6 * C * D)
                 store(t, j * WIDTH, line[0])
                 store(t, (6 + j) * WIDTH, line[1])
                 store(t, (12 + j) * WIDTH, line[2])
@@ -368,81 +356,36 @@ def gradient_transforms(thread, threads, args):
         _output_gradients(dy, first + p, H, W, D, t, dM, p * kd, _apart(count * D), kd, count * kd)
 
 
-@inline
-def _products(V, dM, dU, xi, c, count, C, D, add):
-    """Rows c … c + K of dU_ξ (+)= V_ξᵀ dM_ξ, V and dM as panels of `count` tiles."""
-    kc = 2 * WIDTH if C % (2 * WIDTH) == 0 else WIDTH
-    kd = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
-    v = at(V, xi * _apart(count * C) + c * count)
-    for d in range(0, D, kd):
-        m = at(dM, xi * _apart(count * D) + d * count)
-        for r in range(0, kc, D_ROWS):
-            u = at(dU, (xi * C + c + r) * D + d)
-            if kd == WIDTH:
-                _d_tile_1(at(v, r), 1, kc, m, kd, u, D, count, u, D, add)
-            else:
-                _d_tile_2(at(v, r), 1, kc, m, kd, u, D, count, u, D, add)
-
-
-@inline
-def _bias_gradient(dM, db, first, count, per_image, D, d):
-    """db of WIDTH channels from dM_7, whose entries are the sums of dy over a tile; begun anew at an image's first."""
-    kd = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
-    place = 7 * _apart(count * D) + d // kd * kd * count + d % kd
-    for p in range(count):
-        image = (first + p) // per_image
-        s = load(dM, place + p * kd)
-        if (first + p) % per_image:
-            s = s + load(db, image * D + d)
-        store(db, image * D + d, s)
-
-
 @kernel
 def filter_products(thread, threads, args):
-    """dU_ξ (+)= V_ξᵀ dM_ξ, the threads sharing ξ and C, and db.
+    """dU_ξ (+)= V_ξᵀ dM_ξ, and db of each image from dM_7, whose entries are the sums of dy over a tile.
 
     args: V, dM, dU [36][C][D], db (N, D), first, count, tiles of an image, C, D.
     """
     V, dM, dU, db = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
     first, count, per_image, C, D = i64(args, 4), i64(args, 5), i64(args, 6), i64(args, 7), i64(args, 8)
     kc = 2 * WIDTH if C % (2 * WIDTH) == 0 else WIDTH
+    kd = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
+    add = 1 if first else 0
     items = 36 * (C // kc)
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        _products(V, dM, dU, item // (C // kc), item % (C // kc) * kc, count, C, D, 1 if first else 0)
+        xi, c = item // (C // kc), item % (C // kc) * kc
+        v = at(V, xi * _apart(count * C) + c * count)
+        for d in range(0, D, kd):
+            m = at(dM, xi * _apart(count * D) + d * count)
+            for r in range(0, kc, D_ROWS):
+                u = at(dU, (xi * C + c + r) * D + d)
+                if kd == WIDTH:
+                    _d_tile_1(at(v, r), 1, kc, m, kd, u, D, count, u, D, add)
+                else:
+                    _d_tile_2(at(v, r), 1, kc, m, kd, u, D, count, u, D, add)
     groups = D // WIDTH
     for group in range(thread * groups // threads, (thread + 1) * groups // threads):
-        _bias_gradient(dM, db, first, count, per_image, D, group * WIDTH)
-
-
-@kernel
-def gradient_blocks(thread, threads, args):
-    """dU of each thread's images, a block of tiles at a time that stays in the second-level cache with it, and db.
-
-    args: x, dy, dU [threads][36][C][D], db (N, D), N, H, W, C, D, block, scratch, its size in each thread.
-    """
-    x, dy, db, N, H, W = f32(args, 0), f32(args, 1), f32(args, 3), i64(args, 4), i64(args, 5), i64(args, 6)
-    C, D, block = i64(args, 7), i64(args, 8), i64(args, 9)
-    dU = at(f32(args, 2), thread * 36 * C * D)
-    t = at(f32(args, 10), thread * i64(args, 11))
-    empty = at(t, 36 * WIDTH)
-    V = at(empty, C)
-    dM = at(V, 36 * _apart(block * C))
-    kc = 2 * WIDTH if C % (2 * WIDTH) == 0 else WIDTH
-    kd = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
-    for c in range(0, C, WIDTH):
-        store(empty, c, zero())
-    per_image = ((H + 3) // 4) * ((W + 3) // 4)
-    start, last = thread * N // threads * per_image, (thread + 1) * N // threads * per_image
-    if start == last:
-        for i in range(0, 36 * C * D, WIDTH):
-            store(dU, i, zero())
-    for first in range(start, last, block):
-        count = min(block, last - first)
+        d = group * WIDTH
+        place = 7 * _apart(count * D) + d // kd * kd * count + d % kd
         for p in range(count):
-            _patch(x, first + p, H, W, C, empty, t, V, p * kc, _apart(count * C), kc, count * kc)
-            _output_gradients(dy, first + p, H, W, D, t, dM, p * kd, _apart(count * D), kd, count * kd)
-        for xi in range(36):
-            for c in range(0, C, kc):
-                _products(V, dM, dU, xi, c, count, C, D, 0 if first == start else 1)
-        for d in range(0, D, WIDTH):
-            _bias_gradient(dM, db, first, count, per_image, D, d)
+            image = (first + p) // per_image
+            s = load(dM, place + p * kd)
+            if (first + p) % per_image:
+                s = s + load(db, image * D + d)
+            store(db, image * D + d, s)
