@@ -19,8 +19,8 @@ from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref.workspace import Workspace
 
 OPERATIONS = (
-    "conv3x3", "dense", "group_norm", "attention", "upsample", "concat", "dropout", "update", "normal", "uniform",
-    "q_sample", "p_sample",
+    "conv3x3", "dense", "group_norm", "attention", "upsample", "concat", "add", "dropout", "update", "normal",
+    "uniform", "q_sample", "p_sample",
 )  # fmt: skip
 """What a backend may override, each as a whole; with `to_device` and `to_host` where its arrays are not NumPy's."""
 
@@ -47,8 +47,9 @@ class Backend:
     are set for the whole process.
 
     A subclass gives a name, a version, perhaps a note for the listing, and the operations it has a faster way for. It
-    keeps to this: inputs are read-only, results are new arrays of the inputs' dtype (`concat`'s adjoint may be views)
-    and the same bits for the same call with the same number of threads. `ddpm_ref.check_backend` holds it to that.
+    keeps to this: inputs are read-only, results are new arrays of the inputs' dtype (what the adjoints of `concat` and
+    `add` return may be dy or views of it) and the same bits for the same call with the same number of threads.
+    `ddpm_ref.check_backend` holds it to that.
     """
 
     name = "numpy"
@@ -100,6 +101,10 @@ class Backend:
     def concat(self, a: Array, b: Array) -> tuple[Array, Backward]:
         """`ops.concat`: (N, H, W, C), (N, H, W, D) -> (N, H, W, C + D); the adjoint may return views."""
         return ops.concat(a, b)
+
+    def add(self, a: Array, b: Array) -> tuple[Array, Backward]:
+        """`ops.add`, also of two gradients; its adjoint is dy itself."""
+        return ops.add(a, b)
 
     def dropout(self, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
         """`ops.dropout`."""

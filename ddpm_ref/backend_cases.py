@@ -104,6 +104,12 @@ def concat(n: int, h: int, w: int, c: int, d: int, *, seed: int = 0) -> Case:
     return Case("concat", "", lambda on, *a: on.concat(*a), args, bounds.of_linear, linear=((0, (1,)), (1, (0,))))
 
 
+def add(shape: tuple[int, ...], *, seed: int = 0) -> Case:
+    """The residual connection."""
+    args = normals(seed, shape, shape)
+    return Case("add", "", lambda on, *a: on.add(*a), args, bounds.of_linear, linear=((0, (1,)), (1, (0,))))
+
+
 def dropout(shape: tuple[int, ...], rate: float, *, seed: int = 0) -> Case:
     """Dropout by float32 uniforms, some of which are the rate itself."""
     uniform = np.random.RandomState(seed + 1).random_sample(shape).astype(np.float32)
@@ -206,7 +212,7 @@ def _owned(
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     same = all(backend.to_host(a).tobytes() == b.tobytes() for a, b in zip(gradients, found[1:], strict=True))
     assert same, f"{label}: the gradients change with what a caller writes into y"
-    if case.name != "concat":  # whose adjoint may return views of dy
+    if case.name not in ("concat", "add"):  # whose adjoints may return dy or views of it
         for gradient in gradients:
             gradient[...] = 17
     _unchanged(f"{label}: after writing into the results", backend, args, values)

@@ -53,6 +53,7 @@ CASES = [
     *(cases.attention(*shape) for shape in [(1, 1, 1), (2, 7, 6), (1, 16, 8), (2, 64, 32), (1, 25, 20), (3, 9, 64)]),
     *(cases.upsample(*shape) for shape in [(1, 1, 1, 1), (2, 3, 5, 6), (1, 4, 4, 32), (2, 2, 7, 20)]),
     *(cases.concat(*shape) for shape in [(1, 1, 1, 1, 1), (2, 3, 5, 6, 2), (1, 4, 4, 32, 16), (2, 7, 2, 20, 33)]),
+    *(cases.add(shape) for shape in [(1, 1, 1, 1), (2, 3, 5, 6), (3, 8, 8, 96), (2, 5)]),
     *(
         cases.dropout(shape, rate)
         for shape, rate in [((1, 1, 1, 1), 0.5), ((2, 3, 5, 6), 0.1), ((2, 8, 8, 32), 0.3), ((2, 3, 4, 8), 0.0)]

@@ -132,6 +132,6 @@ def _on_device(name: str) -> Callable[..., Any]:
     return operation
 
 
-for _name in ("conv3x3", "dense", "group_norm", "attention", "upsample", "concat", "dropout", "update", "normal",
+for _name in ("conv3x3", "dense", "group_norm", "attention", "upsample", "concat", "add", "dropout", "update", "normal",
               "uniform", "q_sample", "p_sample"):  # fmt: skip
     setattr(Device, _name, _on_device(_name))

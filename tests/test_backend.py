@@ -28,6 +28,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "group_norm, silu": (lambda on, *a: on.group_norm(*a, 2, silu=True), [(2, 5, 4, 6), (6,), (6,)]),
     "attention": (lambda on, *a: on.attention(*a), [(2, 7, 6), (2, 7, 6), (2, 7, 6)]),
     "upsample": (lambda on, *a: on.upsample(*a), [(2, 5, 4, 6)]),
+    "add": (lambda on, *a: on.add(*a), [(2, 5, 4, 6), (2, 5, 4, 6)]),
     "concat": (lambda on, *a: on.concat(*a), [(2, 5, 4, 6), (2, 5, 4, 3)]),
     "dropout": (lambda on, *a: on.dropout(*a, UNIFORM, 0.3), [(2, 5, 4, 6)]),
     "silu": (lambda on, *a: ops.silu(*a), [(2, 5, 4, 6)]),
@@ -89,7 +90,7 @@ def test_inputs_are_left_as_they_were_and_results_share_no_memory_with_them(oper
     results = outcome(call, args, dy)  # the inputs are read-only: writing into one raises
     for given, copy in zip((*args, dy), copies, strict=True):
         np.testing.assert_array_equal(given, copy)
-        if operation != "concat":  # whose adjoint gives views of dy
+        if operation not in ("concat", "add"):  # whose adjoints give dy or views of it
             assert not any(np.shares_memory(given, result) for result in results), "a caller may write into results"
     writable = [a.copy() for a in args]
     y, backward = call(*writable)
@@ -116,7 +117,7 @@ def test_the_same_call_gives_the_same_bits(operation: str) -> None:
 # ---- the NumPy backend is the functions it names
 
 WRAPPED: dict[str, Callable[..., Any]] = {
-    **{name: getattr(ops, name) for name in NAMES[:7]},
+    **{name: getattr(ops, name) for name in NAMES[:8]},
     "update": optim.update,
     "normal": random.normal,
     "uniform": random.uniform,
@@ -203,6 +204,7 @@ def test_the_network_runs_the_operations_of_the_backend_it_is_given(gradient_err
     counted = {name: backend.calls.count(name) for name in sorted(set(backend.calls))}
     widened = sum(name.endswith("nin_shortcut/W") for name in net.shapes)
     assert counted == {
+        "add": blocks + attentions,
         "attention": attentions,
         "concat": 4,
         "conv3x3": 1 + 2 * blocks + 1 + 1 + 1,  # conv_in, the blocks, down, up, conv_out

@@ -55,11 +55,15 @@ def concats(draw: Any) -> Case:
     return cases.concat(*draw(maps), draw(widths), draw(widths), seed=draw(seeds))
 
 
+def adds(draw: Any) -> Case:
+    return cases.add((*draw(maps), draw(widths)), seed=draw(seeds))
+
+
 def dropouts(draw: Any) -> Case:
     return cases.dropout((*draw(maps), draw(widths)), draw(st.sampled_from([0.0, 0.1, 0.5, 0.9])), seed=draw(seeds))
 
 
-@pytest.mark.parametrize("made", [conv3x3s, denses, group_norms, attentions, upsamples, concats, dropouts])
+@pytest.mark.parametrize("made", [conv3x3s, denses, group_norms, attentions, upsamples, concats, adds, dropouts])
 @given(data=st.data(), dtype=dtypes, layout=layouts)
 def test_values_gradients_and_manners_are_those_of_numpy(
     backend: Backend, made: Any, data: Any, dtype: type, layout: str

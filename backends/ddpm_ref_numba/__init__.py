@@ -111,6 +111,12 @@ class NumbaBackend(Backend):
             return super().concat(a, b)
         return pointwise.concat(self, a, b)
 
+    def add(self, a: Array, b: Array) -> tuple[Array, Backward]:
+        """`ops.add`; a few numbers: NumPy's body, which has them added before a kernel has begun."""
+        if a.size < pointwise.SMALL or a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape:
+            return super().add(a, b)
+        return pointwise.add(self, a, b)
+
     def normal(
         self, seed: int, purpose: Purpose, step: int, samples: Array, shape: tuple[int, ...], *, layer: int = 0
     ) -> Array:

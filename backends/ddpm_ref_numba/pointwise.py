@@ -15,7 +15,7 @@ from ddpm_ref_numba.simd_int import load_some, store_at_least, store_some, where
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
 
-_SMALL = 1 << 14  # fewer numbers than this take less time than waking the other threads
+SMALL = 1 << 14  # fewer numbers than this take less time than waking the other threads
 
 
 @kernel
@@ -97,6 +97,20 @@ def joined(thread, threads, args):
 
 
 @kernel
+def added(thread, threads, args):
+    """y = a + b.  args: a, b, y, count."""
+    a, b, y, count = f32(args, 0), f32(args, 1), f32(args, 2), i64(args, 3)
+    groups = (count + WIDTH - 1) // WIDTH
+    end = min((thread + 1) * groups // threads * WIDTH, count)
+    i = thread * groups // threads * WIDTH
+    while i + WIDTH <= end:
+        store(y, i, load(a, i) + load(b, i))
+        i += WIDTH
+    if i < end:
+        store_some(y, i, load_some(a, i, end - i) + load_some(b, i, end - i), end - i)
+
+
+@kernel
 def parted(thread, threads, args):
     """The adjoint: da, db of dy.  args: da, db, dy, pixels, channels of a, channels of b."""
     a, b, y, pixels, c, d = f32(args, 0), f32(args, 1), f32(args, 2), i64(args, 3), i64(args, 4), i64(args, 5)
@@ -110,7 +124,7 @@ def upsample(run: "NumbaBackend", x: Array) -> tuple[Array, Backward]:
     x = np.ascontiguousarray(x)
     n, h, w, c = x.shape
     y = np.empty((n, 2 * h, 2 * w, c), np.float32)
-    threads = 1 if x.size < _SMALL else run.threads
+    threads = 1 if x.size < SMALL else run.threads
     doubled(threads, x, y, n * h, w, c)
 
     def backward(dy: Array) -> Array:
@@ -126,7 +140,7 @@ def dropout(run: "NumbaBackend", x: Array, uniform: Array, rate: float) -> tuple
     x, uniform = np.ascontiguousarray(x), np.ascontiguousarray(uniform)
     y, kept = np.empty_like(x), np.empty(-(-x.size // 32), np.uint32)
     keep = float(np.float32(1 / (1 - rate)))
-    threads = 1 if x.size < _SMALL else run.threads
+    threads = 1 if x.size < SMALL else run.threads
     dropped(threads, x, uniform, y, kept, x.size, float(np.float32(rate)), keep)
 
     def backward(dy: Array) -> Array:
@@ -142,7 +156,7 @@ def concat(run: "NumbaBackend", a: Array, b: Array) -> tuple[Array, Backward]:
     """`ops.concat` for float32; the adjoint's parts are contiguous, since convolutions read them next."""
     (*place, c), d = a.shape, b.shape[-1]
     a, b, y = np.ascontiguousarray(a), np.ascontiguousarray(b), np.empty((*place, c + d), np.float32)
-    pixels, threads = math.prod(place), 1 if y.size < _SMALL else run.threads
+    pixels, threads = math.prod(place), 1 if y.size < SMALL else run.threads
     joined(threads, a, b, y, pixels, c, d)
 
     def backward(dy: Array) -> tuple[Array, Array]:
@@ -151,3 +165,11 @@ def concat(run: "NumbaBackend", a: Array, b: Array) -> tuple[Array, Backward]:
         return da, db
 
     return y, backward
+
+
+def add(run: "NumbaBackend", a: Array, b: Array) -> tuple[Array, Backward]:
+    """`ops.add` for float32 and arrays that are worth a launch."""
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    y = np.empty_like(a)
+    added(run.threads, a, b, y, y.size)
+    return y, lambda dy: (dy, dy)

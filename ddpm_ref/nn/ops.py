@@ -232,6 +232,11 @@ def concat(a: Array, b: Array) -> tuple[Array, Backward]:
     return np.concatenate([a, b], axis=-1), lambda dy: (dy[..., :c], dy[..., c:])
 
 
+def add(a: Array, b: Array) -> tuple[Array, Backward]:
+    """y = a + b of one shape, the residual connection.  backward(dy) -> da, db: dy itself, twice"""
+    return a + b, lambda dy: (dy, dy)
+
+
 def dropout(x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
     """Zero where uniform < rate, the rest divided by 1 - rate.  backward(dy) -> dx, by the same mask."""
     mask = (uniform >= uniform.dtype.type(rate)) * x.dtype.type(1 / (1 - rate))

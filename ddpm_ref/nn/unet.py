@@ -98,7 +98,7 @@ class UNet:
             g = params.like(np.empty_like(params.vector))
             d, g["conv_out/W"], g["conv_out/b"] = conv_out(d_output)
             d, g["norm_out/gamma"], g["norm_out/beta"] = norm_out(d)
-            d, d_temb = _walk_back(tape, d, np.zeros_like(silu_temb), g)
+            d, d_temb = _walk_back(tape, d, np.zeros_like(silu_temb), g, backend)
             dx, g["conv_in/W"], g["conv_in/b"] = conv_in(d)
             temb_back(d_temb, g.under("temb"))
             return dx, g
@@ -151,7 +151,7 @@ class UNet:
 # --- the pieces ------------------------------------------------------------------------------------------------------
 
 
-def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params) -> tuple[Array, Array]:
+def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params, run: Backend) -> tuple[Array, Array]:
     """The adjoint of `UNet._forward`: from d loss / d h at its end to that at its beginning, and d loss / d SiLU(temb).
 
     Takes the tape apart, so that each piece's arrays are freed once they are used.
@@ -163,7 +163,7 @@ def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params) -> tuple[Array, A
             d, d_skip = back(d)
             d_skips.append(d_skip)
         elif piece.kind == "push":
-            d = d + d_skips.pop()
+            d, _ = run.add(d, d_skips.pop())
         elif piece.kind == "block":
             d, d_temb_here = back(d, g.under(piece.name))
             d_temb += d_temb_here
@@ -213,9 +213,9 @@ def _block(
     shortcut = None
     if x.shape[-1] != y.shape[-1]:
         residual, shortcut = run.dense(x, p["nin_shortcut/W"], p["nin_shortcut/b"])
-        y += residual
+        y, _ = run.add(y, residual)
     else:
-        y += x
+        y, _ = run.add(y, x)
 
     def backward(dy: Array, g: Scope) -> tuple[Array, Array]:
         d, g["conv2/W"], g["conv2/b"] = conv2(dy)
@@ -227,9 +227,9 @@ def _block(
         dx, g["norm1/gamma"], g["norm1/beta"] = norm1(d)
         if shortcut:
             d_residual, g["nin_shortcut/W"], g["nin_shortcut/b"] = shortcut(dy)
-            dx += d_residual
+            dx, _ = run.add(dx, d_residual)
         else:
-            dx += dy
+            dx, _ = run.add(dx, dy)
         return dx, d_temb
 
     return y, backward
@@ -245,8 +245,7 @@ def _attention(p: Scope, x: Array, cfg: UNetConfig, run: Backend) -> tuple[Array
     v, dense_v = run.dense(h, p["v/W"], p["v/b"])
     h, attend = run.attention(q, k, v)
     y, proj_out = run.dense(h, p["proj_out/W"], p["proj_out/b"])
-    y = y.reshape(x.shape)
-    y += x
+    y, _ = run.add(y.reshape(x.shape), x)
 
     def backward(dy: Array, g: Scope) -> Array:
         d, g["proj_out/W"], g["proj_out/b"] = proj_out(dy.reshape(n, height * width, c))
@@ -254,11 +253,10 @@ def _attention(p: Scope, x: Array, cfg: UNetConfig, run: Backend) -> tuple[Array
         d, g["q/W"], g["q/b"] = dense_q(dq)
         d_k, g["k/W"], g["k/b"] = dense_k(dk)
         d_v, g["v/W"], g["v/b"] = dense_v(dv)
-        d += d_k
-        d += d_v
+        d, _ = run.add(d, d_k)
+        d, _ = run.add(d, d_v)
         dx, g["norm/gamma"], g["norm/beta"] = norm(d.reshape(x.shape))
-        dx += dy
-        return dx
+        return run.add(dx, dy)[0]
 
     return y, backward
 
