@@ -52,8 +52,9 @@ def check_manners(call: Call, run: NumbaBackend, arrays: list[Array]) -> None:
     first = results(call, run, arrays)
     assert same_bits(arrays, before)
     assert not any(np.shares_memory(a, b) for a in first for b in arrays)
-    for buffer in run._scratch.values():
-        buffer.view(np.float32).fill(np.nan)
+    for name, buffer in run._scratch.items():
+        if name != "zeros":
+            buffer.view(np.float32).fill(np.nan)
     assert same_bits(first, results(call, run, arrays))
     strided = [np.repeat(a[..., None], 2, axis=-1)[..., 0] for a in arrays]
     assert same_bits(first, results(call, run, strided))

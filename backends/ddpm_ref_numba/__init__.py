@@ -6,7 +6,7 @@
     noise, update       the counted random numbers, bit for bit; clipping, Adam and EMA in one pass
 
 One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. Shapes that a kernel does not
-take (channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
+take (GroupNorm and upsampling: channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
 """
 
 import os
@@ -63,8 +63,8 @@ class NumbaBackend(Backend):
         return conv.conv3x3(self, x, W, b, stride)
 
     def dense(self, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
-        """`ops.dense`; channels that do not fill vectors: NumPy's body."""
-        if x.dtype != np.float32 or not dense.takes(x, W):
+        """`ops.dense`."""
+        if x.dtype != np.float32 or not x.size:
             return super().dense(x, W, b)
         return dense.dense(self, x, W, b)
 
@@ -77,8 +77,8 @@ class NumbaBackend(Backend):
         return norm.group_norm(self, x, gamma, beta, groups, silu)
 
     def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
-        """`ops.attention`; channels or positions that do not fill vectors: NumPy's body."""
-        if q.dtype != np.float32 or not attention.takes(q):
+        """`ops.attention`."""
+        if q.dtype != np.float32 or not q.size:
             return super().attention(q, k, v)
         return attention.attention(self, q, k, v)
 

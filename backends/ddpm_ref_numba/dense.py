@@ -1,120 +1,152 @@
-"""`Backend.dense`, the 1x1 convolution: y = x W + b over rows, and its adjoints."""
+"""`Backend.dense`, the 1x1 convolution: y = x W + b over rows, and its adjoints.
+
+Channels that do not fill vectors are padded with zeros until they do.
+"""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref_numba.launch import kernel
-from ddpm_ref_numba.matmul import columns
+from ddpm_ref_numba.matmul import PANEL, ROWS, copy_panel, panel
 from ddpm_ref_numba.simd import WIDTH, at, f32, i64, load, store, transpose, zero
 
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
 
-BLOCK = 64  # rows at a time: x's stay in the first-level cache while the columns of W pass by
+TALL = 8 if WIDTH == 16 else 4  # rows of a tile of dW: divides WIDTH
 DEEP = 256  # rows summed at a time for dW: their columns of x and dy stay in the second-level cache
-_SMALL = 1 << 16  # multiplications that one thread does before another has begun
+_MANY = 8  # tiles of dW below each other from which the copy of dy's panel pays
+_PART = 1 << 16  # numbers of x that pass by all panels of W at a time: 256 KiB
+_SMALL = 1 << 18  # multiplications that one thread does before another has begun
 
 
 @kernel
 def rows_times(thread, threads, args):
-    """y = x W + b.  args: x (M, C), W, W_step, b (D,), y (M, D), M, C, D; C any, D a multiple of WIDTH.
-
-    W: (C, D) with W_step 0, or its panels [D/K][C][K] with W_step K.
-    """
-    x, W, W_step, b, y = f32(args, 0), f32(args, 1), i64(args, 2), f32(args, 3), f32(args, 4)
-    M, C, D = i64(args, 5), i64(args, 6), i64(args, 7)
-    lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
-    panels, blocks = D // lanes, (M + BLOCK - 1) // BLOCK
-    items = blocks * panels
+    """y = x W + b.  args: x (M, C), W (C, D), b (D,), y (M, D), M, C, D, rows at a time, scratch (PANEL C a thread)."""
+    x, W, b, y = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
+    M, C, D, most = i64(args, 4), i64(args, 5), i64(args, 6), i64(args, 7)
+    copy = at(f32(args, 8), thread * PANEL * C)
+    panels = (D + PANEL - 1) // PANEL
+    items = (M + most - 1) // most * panels
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        first, d = item // panels * BLOCK, item % panels * lanes
-        rows = min(BLOCK, M - first)
-        w, step = (at(W, d * C), lanes) if W_step else (at(W, d), D)
-        columns(at(x, first * C), C, 1, w, step, at(y, first * D + d), D, rows, lanes, C, at(b, d), 0, 1)
+        first, d = item // panels * most, item % panels * PANEL
+        rows, lanes = min(most, M - first), min(PANEL, D - d)
+        panel(at(x, first * C), C, 1, at(W, d), D, at(y, first * D + d), D, rows, lanes, C, at(b, d), 0, 1, copy)
 
 
-@kernel
-def panels(thread, threads, args):
-    """W or its transpose in panels [D/K][C][K].  args: W, out, C, D, turned; C, D of out, multiples of WIDTH.
-
-    Strides of whole rows of W would put a panel into few sets of the cache.
-    """
-    W, out, C, D, turned = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3), i64(args, 4)
-    lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
-    blocks = C // WIDTH
-    items = D // WIDTH * blocks
+@njit(error_model="numpy")
+def _input_gradient(thread, threads, dy, W, dx, M, C, D, most, W_t):
+    """This thread's share of dx = dy Wᵀ; W_t: place for PANEL · D numbers."""
+    panels = (C + PANEL - 1) // PANEL
+    items = (M + most - 1) // most * panels
     for item in range(thread * items // threads, (thread + 1) * items // threads):
-        d, c = item // blocks * WIDTH, item % blocks * WIDTH
-        o = (d // lanes * C + c) * lanes + d % lanes
-        if turned:
-            transpose(at(W, d * C + c), C, at(out, o), lanes)
-        else:
-            for i in range(WIDTH):
-                store(out, o + i * lanes, load(W, (c + i) * D + d))
+        first, c = item // panels * most, item % panels * PANEL
+        rows, lanes = min(most, M - first), min(PANEL, C - c)
+        for i in range(0, lanes, WIDTH):
+            for d in range(0, D, WIDTH):
+                transpose(at(W, (c + i) * D + d), D, at(W_t, d * lanes + i), lanes)
+        to = at(dx, first * C + c)
+        panel(at(dy, first * D), D, 1, W_t, lanes, to, C, rows, lanes, D, to, C, 0, W_t)
+
+
+@njit(error_model="numpy")
+def _columns_sum(dy, step, rows, lanes, db, add):
+    """db (+)= Σ dy over rows, for `lanes` columns."""
+    for d in range(0, lanes, WIDTH):
+        s0, s1 = load(db, d) if add else zero(), zero()
+        for m in range(0, rows - 1, 2):
+            s0, s1 = s0 + load(dy, m * step + d), s1 + load(dy, (m + 1) * step + d)
+        if rows % 2:
+            s0 = s0 + load(dy, (rows - 1) * step + d)
+        store(db, d, s0 + s1)
+
+
+@njit(error_model="numpy")
+def _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, copy):
+    """This thread's tiles of dW = xᵀ dy and its part of db = Σ dy; copy: place for PANEL · DEEP numbers.
+
+    Every number is a sum over all M in one order, whatever the threads.
+    """
+    tiles = C // TALL
+    wide = PANEL if tiles * (D // PANEL) >= 2 * threads else WIDTH
+    items = (D + wide - 1) // wide * tiles
+    for first in range(0, M, DEEP):
+        depth, at_hand = min(DEEP, M - first), -1
+        B, step = at(dy, first * D), D
+        for item in range(thread * items // threads, (thread + 1) * items // threads):
+            d, c = item // tiles * wide, item % tiles * TALL
+            lanes = min(wide, D - d)
+            if d != at_hand:
+                at_hand, B, step = d, at(dy, first * D + d), D
+                if tiles >= _MANY and D > lanes:
+                    copy_panel(B, D, lanes, depth, copy)
+                    B, step = copy, lanes
+            w = at(dW, c * D + d)
+            panel(at(x, first * C + c), 1, C, B, step, w, D, TALL, lanes, depth, w, D, first, copy)
+            if c == 0:
+                _columns_sum(B, step, depth, lanes, at(db, d), first)
 
 
 @kernel
 def gradients(thread, threads, args):
-    """dW = xᵀ dy and db = Σ dy.  args: x (M, C), dy (M, D), dW, db, M, C, D; C and D multiples of WIDTH.
+    """dx = dy Wᵀ, dW = xᵀ dy, db = Σ dy.
 
-    A thread owns WIDTH rows of dW at a time and sums over all M, so that the result does not depend on the threads.
+    args: x (M, C), W (C, D), dy (M, D), dx, dW, db, M, C, D, rows at a time, scratch (PANEL · max(D, DEEP) a thread).
     """
-    x, dy, dW, db = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
-    M, C, D = i64(args, 4), i64(args, 5), i64(args, 6)
-    lanes = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
-    panels = D // lanes
-    items = C // WIDTH * panels
-    for first in range(0, M, DEEP):
-        depth = min(DEEP, M - first)
-        for item in range(thread * items // threads, (thread + 1) * items // threads):
-            c, d = item // panels * WIDTH, item % panels * lanes
-            w = at(dW, c * D + d)
-            columns(at(x, first * C + c), 1, C, at(dy, first * D + d), D, w, D, WIDTH, lanes, depth, w, D, first)
-    groups = D // WIDTH
-    for group in range(thread * groups // threads, (thread + 1) * groups // threads):
-        s0, s1, d = zero(), zero(), group * WIDTH
-        for m in range(0, M - 1, 2):
-            s0 = s0 + load(dy, m * D + d)
-            s1 = s1 + load(dy, (m + 1) * D + d)
-        if M % 2:
-            s0 = s0 + load(dy, (M - 1) * D + d)
-        store(db, d, s0 + s1)
-
-
-def takes(x: Array, W: Array) -> bool:
-    """The kernels' rule: whole vectors of channels on both sides."""
-    return W.shape[0] % WIDTH == 0 and W.shape[1] % WIDTH == 0 and x.size > 0
+    x, W, dy, dx, dW, db = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
+    M, C, D, most = i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9)
+    place = at(f32(args, 10), thread * PANEL * max(D, DEEP))
+    _input_gradient(thread, threads, dy, W, dx, M, C, D, most, place)
+    _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, place)
 
 
 def dense(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
-    """`ops.dense` for float32 and shapes that `takes` allows."""
+    """`ops.dense` for float32 and at least one row."""
     c, d = W.shape
+    if c % WIDTH or d % WIDTH:
+        return _padded(run, x, W, b)
     x, W, b = np.ascontiguousarray(x), np.ascontiguousarray(W), np.ascontiguousarray(b)
     m = x.size // c
     y = np.empty((*x.shape[:-1], d), np.float32)
     threads = 1 if m * c * d < _SMALL else run.threads
-    _times(run, threads, x, W, b, y, m, c, d, turned=False)
+    rows_times(threads, x, W, b, y, m, c, d, _rows(m, c, d, threads), run.scratch("dense", threads * PANEL * c))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dy = np.ascontiguousarray(dy)
         dx, dW, db = np.empty(x.shape, np.float32), np.empty((c, d), np.float32), np.empty(d, np.float32)
-        _times(run, threads, dy, W, run.zeros(c), dx, m, d, c, turned=True)
-        gradients(threads, x, dy, dW, db, m, c, d)
+        scratch = run.scratch("dense", threads * PANEL * max(d, DEEP))
+        gradients(threads, x, W, dy, dx, dW, db, m, c, d, _rows(m, d, c, threads), scratch)
         return dx, dW, db
 
     return y, backward
 
 
-def _times(
-    run: "NumbaBackend", threads: int, x: Array, W: Array, b: Array, y: Array, m: int, c: int, d: int, *, turned: bool
-) -> None:
-    """y = x W + b with W or its transpose, in panels where there are rows enough to pay for that."""
-    lanes = 0
-    if turned or m >= BLOCK:
-        lanes = 2 * WIDTH if d % (2 * WIDTH) == 0 else WIDTH
-        given, W = W, run.scratch("dense panels", c * d)
-        panels(1 if c * d < _SMALL else threads, given, W, c, d, turned)
-    rows_times(threads, x, W, lanes, b, y, m, c, d)
+def _rows(m: int, c: int, d: int, threads: int) -> int:
+    """Rows of x at a time: few enough to stay in the second-level cache, in parts that give all threads the same."""
+    parts, panels = max(1, m * c // _PART), -(-d // PANEL)
+    while parts * panels % threads and m > parts * 2 * ROWS:
+        parts += 1
+    return -(-m // (parts * ROWS)) * ROWS
+
+
+def _padded(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+    """`dense` for channels that do not fill vectors."""
+    c, d = W.shape
+    y, back = dense(run, _wider(x), _wider(_wider(W).T).T, _wider(b))
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dx, dW, db = back(_wider(dy))
+        return np.ascontiguousarray(dx[..., :c]), np.ascontiguousarray(dW[:c, :d]), db[:d].copy()
+
+    return np.ascontiguousarray(y[..., :d]), backward
+
+
+def _wider(a: Array) -> Array:
+    """a with zeros behind its last axis up to a multiple of WIDTH."""
+    wide = np.zeros((*a.shape[:-1], a.shape[-1] + -a.shape[-1] % WIDTH), a.dtype)
+    wide[..., : a.shape[-1]] = a
+    return wide
