@@ -6,7 +6,8 @@
     noise, update       the counted random numbers, bit for bit; clipping, Adam and EMA in one pass
 
 One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. Shapes that a kernel does not
-take (GroupNorm and upsampling: channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
+take (GroupNorm and upsampling: channels that do not fill vectors) go to NumPy's body too; the rule stands with each
+operation.
 """
 
 import os

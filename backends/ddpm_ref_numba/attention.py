@@ -13,8 +13,24 @@ from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref_numba.launch import kernel
 from ddpm_ref_numba.matmul import PANEL, ROWS, product
-from ddpm_ref_numba.simd import WIDTH, at, exp, f4, f32, fma, i64, lane_max, lane_sum, load, maximum, real
-from ddpm_ref_numba.simd import splat, store, transpose, zero
+from ddpm_ref_numba.simd import (
+    WIDTH,
+    at,
+    exp,
+    f4,
+    f32,
+    fma,
+    i64,
+    lane_max,
+    lane_sum,
+    load,
+    maximum,
+    real,
+    splat,
+    store,
+    transpose,
+    zero,
+)
 
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
@@ -99,8 +115,8 @@ def _score_gradient(dA, P, Z, scale):
 def attend_back(thread, threads, args):
     """dq, dk, dv, some queries and keys at a time.
 
-    args: q, k, v, P, dy, dq, dk, dv, N, S, C, Z, scale, queries at a time, what (1: dA and dq, 2: dk and dv, 3: both, with
-    all queries at a time), dA (N, S, Z; for 3 only as many as threads), scratch as in `attend`.
+    args: q, k, v, P, dy, dq, dk, dv, N, S, C, Z, scale, queries at a time, what (1: dA and dq, 2: dk and dv, 3: both,
+    with all queries at a time), dA (N, S, Z; for 3 only as many as threads), scratch as in `attend`.
     """
     q, k, v, P, dy = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4)
     dq, dk, dv, N, S, C = f32(args, 5), f32(args, 6), f32(args, 7), i64(args, 8), i64(args, 9), i64(args, 10)

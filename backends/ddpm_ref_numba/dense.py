@@ -82,7 +82,7 @@ def _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, copy):
             lanes = min(wide, D - d)
             if d != at_hand:
                 at_hand, B, step = d, at(dy, first * D + d), D
-                if tiles >= _MANY and D > lanes:
+                if tiles >= _MANY and lanes < D:
                     copy_panel(B, D, lanes, depth, copy)
                     B, step = copy, lanes
             w = at(dW, c * D + d)
