@@ -17,16 +17,16 @@ class Workspace:
 
     def __init__(self, empty: Any = np.empty) -> None:
         self._empty = empty
-        self._buffers: dict[tuple[str, np.dtype[Any]], Array] = {}
+        self._buffers: dict[tuple[str, Any], Array] = {}
 
     def take(self, name: str, size: int, dtype: Any = np.float32) -> Array:
         """`size` numbers of this dtype, as last left by whoever took this name and dtype before."""
-        check_int("size", size, 0)
-        key = name, np.dtype(dtype)
+        key = name, dtype
         buffer = self._buffers.get(key)
-        if buffer is None or len(buffer) < size:
+        if buffer is None or not 0 <= size <= len(buffer):
+            check_int("size", size, 0)
             self._buffers.pop(key, None)  # freed before the larger one is made
-            buffer = self._buffers[key] = self._empty(size, key[1])
+            buffer = self._buffers[key] = self._empty(size, np.dtype(dtype))
         return buffer[:size]
 
     @property

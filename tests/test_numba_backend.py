@@ -1,5 +1,8 @@
 """The Numba backend: kernels and adjoints against NumPy in float64, overruns, threads, the random stream, training."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +26,8 @@ from ddpm_ref.nn.plan import UNetConfig
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.objective import simple_loss
 from ddpm_ref.random import Purpose
+from ddpm_ref.sampling import generate_steps
+from ddpm_ref.schedule import Schedule
 
 EXACT = Backend()
 sizes, widths, seeds = st.integers(1, 9), st.sampled_from([1, 3, 8, 16, 24, 32, 48]), st.integers(0, 2**32 - 1)
@@ -244,3 +249,69 @@ def test_two_hundred_training_steps_end_where_numpys_do() -> None:
 
 def test_the_backend_is_had_by_its_name() -> None:
     assert type(get_backend("numba")) is NumbaBackend
+
+
+def test_one_seed_draws_one_picture_on_both_backends() -> None:
+    net, schedule = UNet(CONFIG), Schedule.linear(250, beta_1=4e-4, beta_T=0.08)
+    trained = net.init(0).like(train(NumbaBackend(2), 60)[1])
+    ours, theirs = (
+        [
+            x
+            for _, x, _ in generate_steps(
+                net, trained, schedule, np.arange(4), (8, 8, 1), seed=3, backend=on, every=1000
+            )
+        ]
+        for on in (NumbaBackend(2), EXACT)
+    )
+    assert np.abs(ours[-1]).max() > 0.1
+    assert np.abs(ours[-1] - theirs[-1]).max() < 2 / 255
+
+
+def test_a_full_disk_costs_the_compiling_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(launch.FunctionCache, "save_overload", full)
+    monkeypatch.setattr(launch.FunctionCache, "load_overload", full)
+    out = np.zeros(1, np.float32)
+    launch.Kernel(launch_probe)(1, out)
+    assert out[0] == 3
+
+
+def test_a_terminal_is_told_once_that_kernels_are_compiled(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(launch._Storage, "_locator_classes", ())
+    monkeypatch.setattr(launch, "_announced", False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for _ in range(2):
+        launch.Kernel(launch_probe)(1, np.zeros(1, np.float32))
+    assert capsys.readouterr().err.count("compiling kernels") == 1
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    """What a Python of its own prints; standard error is part of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("sys.modules['numba'] = None", 'the numba backend needs Numba: pip install "ddpm-ref[numba]"'),
+        ("import numba; numba.__version__ = '0.50.1'", "needs Numba 0.62 or newer, here is 0.50.1"),
+    ],
+)
+def test_a_missing_or_old_numba_is_one_line_and_numpy_is_taken(change: str, said: str) -> None:
+    code = f"import sys; {change}\nfrom ddpm_ref.discovery import get_backend\nprint(get_backend().name)\n"
+    out = in_a_process(code + "try: get_backend('numba')\nexcept ValueError as error: print(error)")
+    assert out.startswith("numpy\n") and said in out and "Traceback" not in out
+
+
+def test_vectors_of_eight_lanes_compute_the_same() -> None:
+    out = in_a_process(
+        "import numpy as np; from ddpm_ref import check_backend; from ddpm_ref_numba import NumbaBackend, simd\n"
+        "assert simd.WIDTH == 8; print(check_backend(NumbaBackend(2)))",
+        DDPM_REF_SIMD_WIDTH="8",
+    )
+    assert "numba does what NumPy does" in out

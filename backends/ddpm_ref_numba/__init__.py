@@ -20,6 +20,9 @@ try:
 except ImportError as error:
     raise ImportError('the numba backend needs Numba: pip install "ddpm-ref[numba]"') from error
 
+if tuple(map(int, numba.__version__.split(".")[:2])) < (0, 62):
+    raise ImportError(f"the numba backend needs Numba 0.62 or newer, here is {numba.__version__}: pip install -U numba")
+
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array, Steps
 from ddpm_ref.nn.ops import Backward
@@ -55,7 +58,7 @@ class NumbaBackend(Backend):
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ValueError(f"threads: wanted an integer >= 1, got {threads!r}")
         self.threads = threads or default_threads()
-        self._scratch: dict[str, Array] = {}
+        self._zeros: Array = np.zeros(0, np.float32)
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`: Winograd F(4x4, 3x3)."""
@@ -84,15 +87,14 @@ class NumbaBackend(Backend):
         return attention.attention(self, q, k, v)
 
     def zeros(self, size: int) -> Array:
-        """A flat buffer of zeros that nobody writes."""
-        return self.scratch("zeros", size)
+        """Zeros that nobody writes."""
+        if size > len(self._zeros):
+            self._zeros = np.zeros(size, np.float32)
+        return self._zeros
 
     def scratch(self, name: str, size: int, dtype: Any = np.float32) -> Array:
-        """A flat buffer of at least this size that the next call with this name takes again."""
-        buffer = self._scratch.get(name)
-        if buffer is None or len(buffer) < size:
-            buffer = self._scratch[name] = np.zeros(size, dtype)
-        return buffer
+        """Memory for one operation, as the call before left it."""
+        return self.workspace.take(name, size, dtype)
 
     def upsample(self, x: Array) -> tuple[Array, Backward]:
         """`ops.upsample`; channels that do not fill vectors: NumPy's body."""

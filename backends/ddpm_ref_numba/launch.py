@@ -63,7 +63,18 @@ class _Storage(CompileResultCacheImpl):
 
 
 class _Cache(FunctionCache):
+    """On disk, where that works: a full or vanished folder costs the compiling, not the run."""
+
     _impl_class = _Storage
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        with suppress(OSError):
+            return super().load_overload(sig, target_context)
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(sig, data)
 
 
 def _cached(compiled: Any, function: Any) -> Any:
@@ -149,6 +160,8 @@ class Kernel:
         made = CFunc(self.function, (SIGNATURE.args, SIGNATURE.return_type), {}, {"error_model": "numpy"})
         _cached(made, self.function)
         made.compile()
+        if not made.cache_hits:
+            _announce()
         self._kept = made
         self._address = made.address
         self._direct = ctypes.CFUNCTYPE(None, ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_char_p)(made.address)
@@ -170,6 +183,17 @@ class Kernel:
             self._direct(0, 1, words)
         else:
             _spread_compiled()(self._address, threads, id(words) + _BYTES)
+
+
+_announced = False
+
+
+def _announce() -> None:
+    """Say once, to whom it may concern, why the first steps take so long."""
+    global _announced
+    if not _announced and sys.stderr is not None and sys.stderr.isatty():
+        print("numba: compiling kernels for this processor, once, in some ten seconds", file=sys.stderr)
+    _announced = True
 
 
 def kernel(function: Any) -> Kernel:
