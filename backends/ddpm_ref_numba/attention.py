@@ -35,7 +35,7 @@ from ddpm_ref_numba.simd import (
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
 
-_ROWS = 64  # queries at a time: their rows of P stay in the first-level cache at S = 128, in the second at any S
+_ROWS = 32  # queries at a time: their rows of P stay in the first-level cache up to S = 256
 _SMALL = 1 << 17  # multiplications that one thread does before another has begun
 _PRODUCTS, _SUMS = 1, 2  # of the adjoint: dA and dq; dk and dv
 

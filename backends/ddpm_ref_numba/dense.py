@@ -21,7 +21,8 @@ TALL = 8 if WIDTH == 16 else 4  # rows of a tile of dW: divides WIDTH
 DEEP = 256  # rows summed at a time for dW: their columns of x and dy stay in the second-level cache
 _MANY = 8  # tiles of dW below each other from which the copy of dy's panel pays
 _PART = 1 << 16  # numbers of x that pass by all panels of W at a time: 256 KiB
-_SMALL = 1 << 18  # multiplications that one thread does before another has begun
+_SMALL = 1 << 18  # multiplications that one thread does before another has begun, if W is
+_SMALL_W = 1 << 16  # no larger than this: a larger one takes long to read
 
 
 @kernel
@@ -112,7 +113,7 @@ def dense(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Bac
     x, W, b = np.ascontiguousarray(x), np.ascontiguousarray(W), np.ascontiguousarray(b)
     m = x.size // c
     y = np.empty((*x.shape[:-1], d), np.float32)
-    threads = 1 if m * c * d < _SMALL else run.threads
+    threads = 1 if m * c * d < _SMALL and c * d <= _SMALL_W else run.threads
     rows_times(threads, x, W, b, y, m, c, d, _rows(m, c, d, threads), run.scratch("dense", threads * PANEL * c))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ from ddpm_ref_numba.tile import make_tile
 ROWS = 8 if WIDTH == 16 else 6
 HALF = 4
 PANEL = 2 * WIDTH
-_PAYS = 48  # rows from which the copy of a panel pays
+_PAYS = 96  # rows from which the copy of a panel pays
 _wide, _half_wide, _one_wide = make_tile(ROWS, 2), make_tile(HALF, 2), make_tile(1, 2)
 _narrow, _half_narrow, _one_narrow = make_tile(ROWS, 1), make_tile(HALF, 1), make_tile(1, 1)
 
