@@ -11,13 +11,12 @@ from numba import njit
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref_numba.launch import kernel
-from ddpm_ref_numba.matmul import PANEL, ROWS, copy_panel, panel
+from ddpm_ref_numba.matmul import PANEL, ROWS, TALL, copy_panel, panel, tall
 from ddpm_ref_numba.simd import WIDTH, at, f32, i64, load, store, transpose, zero
 
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
 
-TALL = 8 if WIDTH == 16 else 4  # rows of a tile of dW: divides WIDTH
 DEEP = 256  # rows summed at a time for dW: their columns of x and dy stay in the second-level cache
 _MANY = 8  # tiles of dW below each other from which the copy of dy's panel pays
 _PART = 1 << 16  # numbers of x that pass by all panels of W at a time: 256 KiB
@@ -87,7 +86,7 @@ def _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, copy):
                     copy_panel(B, D, lanes, depth, copy)
                     B, step = copy, lanes
             w = at(dW, c * D + d)
-            panel(at(x, first * C + c), 1, C, B, step, w, D, TALL, lanes, depth, w, D, first, copy)
+            tall(at(x, first * C + c), 1, C, B, step, w, D, lanes, depth, w, D, first)
             if c == 0:
                 _columns_sum(B, step, depth, lanes, at(db, d), first)
 

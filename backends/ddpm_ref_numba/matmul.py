@@ -12,6 +12,7 @@ from ddpm_ref_numba.tile import make_tile
 ROWS = 8 if WIDTH == 16 else 6
 HALF = 4
 PANEL = 2 * WIDTH
+TALL = 8 if WIDTH == 16 else 4  # rows of a tile that divide WIDTH
 _PAYS = 96  # rows from which the copy of a panel pays
 _wide, _half_wide, _one_wide = make_tile(ROWS, 2), make_tile(HALF, 2), make_tile(1, 2)
 _narrow, _half_narrow, _one_narrow = make_tile(ROWS, 1), make_tile(HALF, 1), make_tile(1, 1)
@@ -43,6 +44,18 @@ def _one_vector(A, ars, aks, B, bs, C, cs, M, K, start, ss, begin):
     while m < M:
         _one_narrow(at(A, m * ars), ars, aks, B, bs, at(C, m * cs), cs, K, at(start, m * ss), ss, begin)
         m += 1
+
+
+_tall_wide, _tall_narrow = (_wide, _narrow) if TALL == ROWS else (_half_wide, _half_narrow)
+
+
+@njit(error_model="numpy")
+def tall(A, ars, aks, B, bs, C, cs, lanes, K, start, ss, begin):
+    """`panel` for TALL rows, of which nothing is copied."""
+    if lanes > WIDTH:
+        _tall_wide(A, ars, aks, B, bs, C, cs, K, start, ss, begin)
+    else:
+        _tall_narrow(A, ars, aks, B, bs, C, cs, K, start, ss, begin)
 
 
 @njit(error_model="numpy")
