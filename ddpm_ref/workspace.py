@@ -6,6 +6,8 @@ import numpy as np
 
 from ddpm_ref.checks import Array, check_int
 
+FLOAT32 = np.dtype(np.float32)
+
 
 class Workspace:
     """Named 1-D buffers that only grow: `take` hands out the same memory call after call, its contents undefined.
@@ -19,14 +21,15 @@ class Workspace:
         self._empty = empty
         self._buffers: dict[tuple[str, Any], Array] = {}
 
-    def take(self, name: str, size: int, dtype: Any = np.float32) -> Array:
+    def take(self, name: str, size: int, dtype: Any = FLOAT32) -> Array:
         """`size` numbers of this dtype, as last left by whoever took this name and dtype before."""
+        dtype = dtype if isinstance(dtype, np.dtype) else np.dtype(dtype)
         key = name, dtype
         buffer = self._buffers.get(key)
         if buffer is None or not 0 <= size <= len(buffer):
             check_int("size", size, 0)
             self._buffers.pop(key, None)  # freed before the larger one is made
-            buffer = self._buffers[key] = self._empty(size, np.dtype(dtype))
+            buffer = self._buffers[key] = self._empty(size, dtype)
         return buffer[:size]
 
     @property

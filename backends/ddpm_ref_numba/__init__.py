@@ -92,9 +92,9 @@ class NumbaBackend(Backend):
             self._zeros = np.zeros(size, np.float32)
         return self._zeros
 
-    def scratch(self, name: str, size: int, dtype: Any = np.float32) -> Array:
+    def scratch(self, name: str, size: int) -> Array:
         """Memory for one operation, as the call before left it."""
-        return self.workspace.take(name, size, dtype)
+        return self.workspace.take(name, size)
 
     def upsample(self, x: Array) -> tuple[Array, Backward]:
         """`ops.upsample`; channels that do not fill vectors: NumPy's body."""
