@@ -11,7 +11,6 @@ operation.
 """
 
 import os
-from typing import Any
 
 import numpy as np
 
