@@ -119,14 +119,12 @@ def _filter_gradient(run: "NumbaBackend", x: Array, dy: Array) -> tuple[Array, A
     per_image = -(-h // 4) * -(-w // 4)
     tiles = n * per_image
     dW, db = np.empty((3, 3, c, d), np.float32), np.empty((n, d), np.float32)
-    lines = run.scratch("winograd lines", threads * winograd.SCRATCH)
     part = max(16, min(tiles, _GRADIENT_BYTES // (4 * 36 * (c + d))))
     V, dM = (run.scratch(f"winograd {name}", 36 * winograd.apart(part * k)) for name, k in (("V", c), ("dM", d)))
-    dU, size = run.scratch("winograd dU", 36 * c * d), 36 * WIDTH + c
-    scratch = run.scratch("winograd", threads * size)
+    dU, lines = run.scratch("winograd dU", 36 * c * d), run.scratch("winograd lines", threads * winograd.SCRATCH)
     for first in range(0, tiles, part):
         count = min(part, tiles - first)
-        winograd.gradient_transforms(threads, x, dy, V, dM, first, count, h, w, c, d, scratch, size)
+        winograd.gradient_transforms(threads, x, dy, V, dM, first, count, h, w, c, d, lines)
         winograd.filter_products(threads, V, dM, dU, db, first, count, per_image, c, d)
-    winograd.filter_gradient(1 if c * d < 1024 else threads, dU, dW, c, d, lines)
+    winograd.filter_gradient(1 if c * d < 1024 else threads, dU, dW, c, d)
     return dW, db

@@ -12,14 +12,14 @@ All sums over C run in tiles of `ROWS` x panel registers. What overlaps the edge
 from numba import njit
 
 from ddpm_ref_numba.launch import kernel
-from ddpm_ref_numba.simd import WIDTH, at, distance, f4, f32, fma, i64, load, splat, store, transpose, zero
+from ddpm_ref_numba.simd import WIDTH, at, f4, f32, fma, i64, load, splat, store, transpose, zero
 from ddpm_ref_numba.tile import make_tile
 
 ROWS = 8 if WIDTH == 16 else 6  # tiles of the image at a time in a register tile: 32 or 16 registers
 D_ROWS = 8 if WIDTH == 16 else 4  # channels at a time in that of dU: divides WIDTH
 _tile_2, _tile_1 = make_tile(ROWS, 2), make_tile(ROWS, 1)
 _d_tile_2, _d_tile_1 = make_tile(D_ROWS, 2), make_tile(D_ROWS, 1)
-SCRATCH = (18 + 9 * WIDTH) * WIDTH  # numbers of scratch a thread needs to transform filters
+SCRATCH = max(36, 9 * WIDTH) * WIDTH  # numbers of scratch a thread needs for a patch, or for a block of filters
 inline = njit(error_model="numpy")
 
 
@@ -95,11 +95,23 @@ def _put6(p, i, step, v):
 
 
 @inline
-def _b_t_at(p, i, step):
-    return _b_t(
-        load(p, i), load(p, i + step), load(p, i + 2 * step), load(p, i + 3 * step), load(p, i + 4 * step),
-        load(p, i + 5 * step),
-    )  # fmt: skip
+def _put3(p, i, step, v):
+    """Three vectors to p[i], p[i + step], p[i + 2 step]."""
+    store(p, i, v[0])
+    store(p, i + step, v[1])
+    store(p, i + 2 * step, v[2])
+
+
+@inline
+def _put4(p, i, step, count, shift, v):
+    """The first `count` of four vectors, plus shift, to p[i], p[i + step], …"""
+    store(p, i, v[0] + shift)
+    if count > 1:
+        store(p, i + step, v[1] + shift)
+    if count > 2:
+        store(p, i + 2 * step, v[2] + shift)
+    if count > 3:
+        store(p, i + 3 * step, v[3] + shift)
 
 
 @inline
@@ -119,8 +131,13 @@ def _g_t_at(p, i, step):
 
 
 @inline
-def _a_at(p, i, step):
-    return _a(load(p, i), load(p, i + step), load(p, i + 2 * step), load(p, i + 3 * step))
+def _a_at(p, i, step, count):
+    """A y of the first `count` of four lines, the rest 0."""
+    z = zero()
+    y1 = load(p, i + step) if count > 1 else z
+    y2 = load(p, i + 2 * step) if count > 2 else z
+    y3 = load(p, i + 3 * step) if count > 3 else z
+    return _a(load(p, i), y1, y2, y3)
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------
@@ -133,7 +150,7 @@ def _pack(w, C, D, c, d, turned, U, u, row, step, t):
     w: (3, 3, C, D); turned: the filters of the adjoint, w turned by 180° and transposed. C and D are those of U, so
     that w is then (3, 3, D, C).
     """
-    taps = at(t, 18 * WIDTH)
+    taps = t
     for k in range(9):  # taps[k, c]: lanes over D
         if turned:
             transpose(at(w, ((8 - k) * D + d) * C + c), C, at(taps, k * WIDTH * WIDTH), WIDTH)
@@ -141,14 +158,17 @@ def _pack(w, C, D, c, d, turned, U, u, row, step, t):
             for i in range(WIDTH):
                 store(taps, (k * WIDTH + i) * WIDTH, load(w, (k * C + c + i) * D + d))
     for i in range(WIDTH):
-        o, line_of_taps = i * WIDTH, 3 * WIDTH * WIDTH
-        for j in range(3):
-            tap = o + j * WIDTH * WIDTH
-            line = _g(load(taps, tap), load(taps, tap + line_of_taps), load(taps, tap + 2 * line_of_taps))
-            _put6(t, j * WIDTH, 3 * WIDTH, line)
-        for j in range(6):
-            line = _g(load(t, 3 * j * WIDTH), load(t, (3 * j + 1) * WIDTH), load(t, (3 * j + 2) * WIDTH))
-            _put6(U, u + i * row + 6 * j * step, step, line)
+        o, one, three = i * WIDTH, WIDTH * WIDTH, 3 * WIDTH * WIDTH
+        a = _g(load(taps, o), load(taps, o + three), load(taps, o + 2 * three))
+        b = _g(load(taps, o + one), load(taps, o + one + three), load(taps, o + one + 2 * three))
+        e = _g(load(taps, o + 2 * one), load(taps, o + 2 * one + three), load(taps, o + 2 * one + 2 * three))
+        v, line = u + i * row, 6 * step
+        _put6(U, v, step, _g(a[0], b[0], e[0]))
+        _put6(U, v + line, step, _g(a[1], b[1], e[1]))
+        _put6(U, v + 2 * line, step, _g(a[2], b[2], e[2]))
+        _put6(U, v + 3 * line, step, _g(a[3], b[3], e[3]))
+        _put6(U, v + 4 * line, step, _g(a[4], b[4], e[4]))
+        _put6(U, v + 5 * line, step, _g(a[5], b[5], e[5]))
 
 
 @kernel
@@ -165,29 +185,69 @@ def pack_filters(thread, threads, args):
 
 @kernel
 def filter_gradient(thread, threads, args):
-    """dW = Gᵀ dU G from dU [36][C][D].  args: dU, dW (3, 3, C, D), C, D, scratch."""
+    """dW = Gᵀ dU G from dU [36][C][D].  args: dU, dW (3, 3, C, D), C, D."""
     dU, dW, C, D = f32(args, 0), f32(args, 1), i64(args, 2), i64(args, 3)
-    t = at(f32(args, 4), thread * SCRATCH)
+    line, column = 6 * C * D, C * D
     for c in range(thread * C // threads, (thread + 1) * C // threads):
         for d in range(0, D, WIDTH):
-            for j in range(6):
-                line = _g_t_at(dU, (j * C + c) * D + d, 6 * C * D)
-                store(t, j * WIDTH, line[0])
-                store(t, (6 + j) * WIDTH, line[1])
-                store(t, (12 + j) * WIDTH, line[2])
-            for i in range(3):
-                line = _g_t_at(t, 6 * i * WIDTH, WIDTH)
-                store(dW, (3 * i * C + c) * D + d, line[0])
-                store(dW, ((3 * i + 1) * C + c) * D + d, line[1])
-                store(dW, ((3 * i + 2) * C + c) * D + d, line[2])
+            o = c * D + d
+            u0, u1, u2 = _g_t_at(dU, o, line), _g_t_at(dU, o + column, line), _g_t_at(dU, o + 2 * column, line)
+            o += 3 * column
+            u3, u4, u5 = _g_t_at(dU, o, line), _g_t_at(dU, o + column, line), _g_t_at(dU, o + 2 * column, line)
+            o = c * D + d
+            _put3(dW, o, column, _g_t(u0[0], u1[0], u2[0], u3[0], u4[0], u5[0]))
+            _put3(dW, o + 3 * column, column, _g_t(u0[1], u1[1], u2[1], u3[1], u4[1], u5[1]))
+            _put3(dW, o + 6 * column, column, _g_t(u0[2], u1[2], u2[2], u3[2], u4[2], u5[2]))
 
 
 # --- tiles of the image -----------------------------------------------------------------------------------------------
 
 
+# Both passes of a transform keep their numbers in registers: a detour through memory costs as much as the arithmetic.
+# Bᵀ d B, 36 numbers, does not fit; there the first pass is made anew for each pair of lines that shares its terms.
+
+
 @inline
-def _patch(x, p, H, W, C, empty, t, V, v, step, lanes, next_lanes):
-    """V_ξ = Bᵀ d B of tile p at V[v + ξ step + channel], its 6x6 patch read from x, what is outside from `empty`.
+def _line_0(x, o, s):
+    """Line 0 of Bᵀ d in one column, from d in steps of s."""
+    return fma(load(x, o + 2 * s), splat(f4(-5)), fma(load(x, o), splat(f4(4)), load(x, o + 4 * s)))
+
+
+@inline
+def _lines_1_2(x, o, s):
+    p, q = load(x, o + 4 * s) - load(x, o + 2 * s) * f4(4), load(x, o + 3 * s) - load(x, o + s) * f4(4)
+    return p + q, p - q
+
+
+@inline
+def _lines_3_4(x, o, s):
+    r, q = load(x, o + 4 * s) - load(x, o + 2 * s), (load(x, o + 3 * s) - load(x, o + s)) * f4(2)
+    return r + q, r - q
+
+
+@inline
+def _transform(x, o, s, n, V, v, step):
+    """V = Bᵀ d B of one patch and vector of channels: d_ij at x[o + i s + j n], V_ξ at V[v + ξ step]."""
+    a0, a1, a2 = _line_0(x, o, s), _line_0(x, o + n, s), _line_0(x, o + 2 * n, s)
+    a3, a4, a5 = _line_0(x, o + 3 * n, s), _line_0(x, o + 4 * n, s), _line_0(x, o + 5 * n, s)
+    _put6(V, v, step, _b_t(a0, a1, a2, a3, a4, a5))
+    b0, b1, b2 = _lines_1_2(x, o, s), _lines_1_2(x, o + n, s), _lines_1_2(x, o + 2 * n, s)
+    b3, b4, b5 = _lines_1_2(x, o + 3 * n, s), _lines_1_2(x, o + 4 * n, s), _lines_1_2(x, o + 5 * n, s)
+    _put6(V, v + 6 * step, step, _b_t(b0[0], b1[0], b2[0], b3[0], b4[0], b5[0]))
+    _put6(V, v + 12 * step, step, _b_t(b0[1], b1[1], b2[1], b3[1], b4[1], b5[1]))
+    c0, c1, c2 = _lines_3_4(x, o, s), _lines_3_4(x, o + n, s), _lines_3_4(x, o + 2 * n, s)
+    c3, c4, c5 = _lines_3_4(x, o + 3 * n, s), _lines_3_4(x, o + 4 * n, s), _lines_3_4(x, o + 5 * n, s)
+    _put6(V, v + 18 * step, step, _b_t(c0[0], c1[0], c2[0], c3[0], c4[0], c5[0]))
+    _put6(V, v + 24 * step, step, _b_t(c0[1], c1[1], c2[1], c3[1], c4[1], c5[1]))
+    o += s  # line 5 of d_0 … d_5 is line 0 of d_1, d_3, d_5
+    a0, a1, a2 = _line_0(x, o, s), _line_0(x, o + n, s), _line_0(x, o + 2 * n, s)
+    a3, a4, a5 = _line_0(x, o + 3 * n, s), _line_0(x, o + 4 * n, s), _line_0(x, o + 5 * n, s)
+    _put6(V, v + 30 * step, step, _b_t(a0, a1, a2, a3, a4, a5))
+
+
+@inline
+def _patch(x, p, H, W, C, t, V, v, step, lanes, next_lanes):
+    """V of tile p at V[v + ξ step + channel]; a patch that overlaps the edge is first copied to t, with its zeros.
 
     Channels go in groups of `lanes`, of which the next lies next_lanes further.
     """
@@ -195,38 +255,23 @@ def _patch(x, p, H, W, C, empty, t, V, v, step, lanes, next_lanes):
     image = p // ((H + 3) // 4 * across)
     tile = p % ((H + 3) // 4 * across)
     top, left = tile // across * 4 - 1, tile % across * 4 - 1
-    base = (image * H + top) * W + left
+    base = ((image * H + top) * W + left) * C
     inside = top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W
-    nothing = distance(x, empty)
     for c in range(0, C, WIDTH):
-        if inside:
-            for j in range(6):
-                _put6(t, j * WIDTH, 6 * WIDTH, _b_t_at(x, (base + j) * C + c, W * C))
-        else:
-            for j in range(6):
-                if left + j < 0 or left + j >= W:
-                    z = zero()
-                    _put6(t, j * WIDTH, 6 * WIDTH, (z, z, z, z, z, z))
-                else:
-                    o = (base + j) * C + c
-                    line = W * C
-                    o0 = o if top >= 0 else nothing
-                    o1 = o + line  # a tile has at least one row inside
-                    o2 = o + 2 * line if top + 2 < H else nothing
-                    o3 = o + 3 * line if top + 3 < H else nothing
-                    o4 = o + 4 * line if top + 4 < H else nothing
-                    o5 = o + 5 * line if top + 5 < H else nothing
-                    _put6(
-                        t, j * WIDTH, 6 * WIDTH,
-                        _b_t(load(x, o0), load(x, o1), load(x, o2), load(x, o3), load(x, o4), load(x, o5)),
-                    )  # fmt: skip
         place = v + c // lanes * next_lanes + c % lanes
-        for i in range(6):
-            _put6(V, place + 6 * i * step, step, _b_t_at(t, 6 * i * WIDTH, WIDTH))
+        if inside:
+            _transform(x, base + c, W * C, C, V, place, step)
+        else:
+            z = zero()
+            for i in range(6):
+                for j in range(6):
+                    there = 0 <= top + i < H and 0 <= left + j < W
+                    store(t, (6 * i + j) * WIDTH, load(x, base + (i * W + j) * C + c) if there else z)
+            _transform(t, 0, 6 * WIDTH, WIDTH, V, place, step)
 
 
 @inline
-def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step, t):
+def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step):
     """y = Aᵀ M A + bias of tile p, channels d … d + lanes; M_ξ at M[m + ξ step]; bias_step: 0, or D if per image."""
     across = (W + 3) // 4
     per_image = (H + 3) // 4 * across
@@ -234,58 +279,54 @@ def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step, t):
     top, left = tile // across * 4, tile % across * 4
     high, wide = min(4, H - top), min(4, W - left)
     for k in range(0, lanes, WIDTH):
-        for j in range(6):
-            line = _a_t_at(M, m + j * step + k, 6 * step)
-            store(t, j * WIDTH, line[0])
-            store(t, (6 + j) * WIDTH, line[1])
-            store(t, (12 + j) * WIDTH, line[2])
-            store(t, (18 + j) * WIDTH, line[3])
+        i = m + k
+        m0, m1, m2 = _a_t_at(M, i, 6 * step), _a_t_at(M, i + step, 6 * step), _a_t_at(M, i + 2 * step, 6 * step)
+        i += 3 * step
+        m3, m4, m5 = _a_t_at(M, i, 6 * step), _a_t_at(M, i + step, 6 * step), _a_t_at(M, i + 2 * step, 6 * step)
         shift = load(bias, image * bias_step + d + k)
-        for i in range(high):
-            out = _a_t_at(t, 6 * i * WIDTH, WIDTH)
-            o = ((image * H + top + i) * W + left) * D + d + k
-            store(y, o, out[0] + shift)
-            if wide > 1:
-                store(y, o + D, out[1] + shift)
-            if wide > 2:
-                store(y, o + 2 * D, out[2] + shift)
-            if wide > 3:
-                store(y, o + 3 * D, out[3] + shift)
+        o = ((image * H + top) * W + left) * D + d + k
+        _put4(y, o, D, wide, shift, _a_t(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0]))
+        if high > 1:
+            _put4(y, o + W * D, D, wide, shift, _a_t(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1]))
+        if high > 2:
+            _put4(y, o + 2 * W * D, D, wide, shift, _a_t(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2]))
+        if high > 3:
+            _put4(y, o + 3 * W * D, D, wide, shift, _a_t(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3]))
 
 
 @inline
-def _output_gradients(dy, p, H, W, D, t, dM, m, step, lanes, next_lanes):
+def _output_gradients(dy, p, H, W, D, dM, m, step, lanes, next_lanes):
     """dM_ξ = A dy Aᵀ of tile p at dM[m + ξ step + channel], groups of channels as in `_patch`."""
     across = (W + 3) // 4
     per_image = (H + 3) // 4 * across
     image, tile = p // per_image, p % per_image
     top, left = tile // across * 4, tile % across * 4
     high, wide = min(4, H - top), min(4, W - left)
+    s = W * D
     for d in range(0, D, WIDTH):
         z = zero()
-        for j in range(4):
-            y0, y1, y2, y3 = z, z, z, z
-            if j < wide:
-                o = ((image * H + top) * W + left + j) * D + d
-                y0 = load(dy, o)
-                if high > 1:
-                    y1 = load(dy, o + W * D)
-                if high > 2:
-                    y2 = load(dy, o + 2 * W * D)
-                if high > 3:
-                    y3 = load(dy, o + 3 * W * D)
-            _put6(t, j * WIDTH, 4 * WIDTH, _a(y0, y1, y2, y3))
+        none = (z, z, z, z, z, z)
+        o = ((image * H + top) * W + left) * D + d
+        y0 = _a_at(dy, o, s, high)
+        y1 = _a_at(dy, o + D, s, high) if wide > 1 else none
+        y2 = _a_at(dy, o + 2 * D, s, high) if wide > 2 else none
+        y3 = _a_at(dy, o + 3 * D, s, high) if wide > 3 else none
         place = m + d // lanes * next_lanes + d % lanes
-        for i in range(6):
-            _put6(dM, place + 6 * i * step, step, _a_at(t, 4 * i * WIDTH, WIDTH))
+        line = 6 * step
+        _put6(dM, place, step, _a(y0[0], y1[0], y2[0], y3[0]))
+        _put6(dM, place + line, step, _a(y0[1], y1[1], y2[1], y3[1]))
+        _put6(dM, place + 2 * line, step, _a(y0[2], y1[2], y2[2], y3[2]))
+        _put6(dM, place + 3 * line, step, _a(y0[3], y1[3], y2[3], y3[3]))
+        _put6(dM, place + 4 * line, step, _a(y0[4], y1[4], y2[4], y3[4]))
+        _put6(dM, place + 5 * line, step, _a(y0[5], y1[5], y2[5], y3[5]))
 
 
 # --- the two products -------------------------------------------------------------------------------------------------
 
 
 def forward_scratch(block: int, C: int, D: int, once: bool) -> int:
-    """Numbers of scratch a thread needs in `forward`: transforms, zeros, V, one panel of M and perhaps one of U."""
-    return SCRATCH + C + 36 * (apart(block * C) + apart(block * panel(D)) + once * apart(C * panel(D)))
+    """Numbers of scratch a thread needs in `forward`: transforms, V, one panel of M and perhaps one of U."""
+    return SCRATCH + 36 * (apart(block * C) + apart(block * panel(D)) + once * apart(C * panel(D)))
 
 
 @kernel
@@ -302,8 +343,7 @@ def forward(thread, threads, args):
     block, groups = i64(args, 11), i64(args, 12)
     t = at(f32(args, 13), thread * i64(args, 14))
     once, turned = i64(args, 15), i64(args, 16)
-    empty = at(t, SCRATCH)
-    V = at(empty, C)
+    V = at(t, SCRATCH)
     v_step, m_step = _apart(block * C), _apart(block * K)
     M = at(V, 36 * v_step)
     ready = at(M, 36 * m_step)
@@ -313,13 +353,11 @@ def forward(thread, threads, args):
     group, member = thread // members, thread % members
     if group >= groups:
         return
-    for c in range(0, C, WIDTH):
-        store(empty, c, zero())
     last = (group + 1) * tiles // groups
     for first in range(group * tiles // groups, last, block):
         count = min(block, last - first)
         for p in range(count):
-            _patch(x, first + p, H, W, C, empty, t, V, p * C, v_step, C, 0)
+            _patch(x, first + p, H, W, C, t, V, p * C, v_step, C, 0)
         for q in range(member * panels // members, (member + 1) * panels // members):
             if once:
                 for c in range(0, C, WIDTH):
@@ -334,26 +372,23 @@ def forward(thread, threads, args):
                     else:
                         _tile_2(v, C, 1, u, K, m, K, C, m, K, 0)
             for p in range(count):
-                _outputs(M, p * K, m_step, y, first + p, H, W, D, q * K, K, bias, bias_step, t)
+                _outputs(M, p * K, m_step, y, first + p, H, W, D, q * K, K, bias, bias_step)
 
 
 @kernel
 def gradient_transforms(thread, threads, args):
     """V and dM of tiles first … first + count, as panels [36][C/K][count][K].
 
-    args: x, dy, V, dM, first, count, H, W, C, D, scratch, scratch a thread.
+    args: x, dy, V, dM, first, count, H, W, C, D, scratch.
     """
     x, dy, V, dM, first, count = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), i64(args, 4), i64(args, 5)
     H, W, C, D = i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9)
-    t = at(f32(args, 10), thread * i64(args, 11))
-    empty = at(t, 36 * WIDTH)
-    for c in range(0, C, WIDTH):
-        store(empty, c, zero())
+    t = at(f32(args, 10), thread * SCRATCH)
     kc = 2 * WIDTH if C % (2 * WIDTH) == 0 else WIDTH
     kd = 2 * WIDTH if D % (2 * WIDTH) == 0 else WIDTH
     for p in range(thread * count // threads, (thread + 1) * count // threads):
-        _patch(x, first + p, H, W, C, empty, t, V, p * kc, _apart(count * C), kc, count * kc)
-        _output_gradients(dy, first + p, H, W, D, t, dM, p * kd, _apart(count * D), kd, count * kd)
+        _patch(x, first + p, H, W, C, t, V, p * kc, _apart(count * C), kc, count * kc)
+        _output_gradients(dy, first + p, H, W, D, dM, p * kd, _apart(count * D), kd, count * kd)
 
 
 @kernel
