@@ -257,16 +257,17 @@ def _patch(x, p, H, W, C, t, V, v, step, lanes, next_lanes):
     top, left = tile // across * 4 - 1, tile % across * 4 - 1
     base = ((image * H + top) * W + left) * C
     inside = top >= 0 and left >= 0 and top + 6 <= H and left + 6 <= W
+    if not inside:
+        for k in range(36):
+            store(t, k * WIDTH, zero())
     for c in range(0, C, WIDTH):
         place = v + c // lanes * next_lanes + c % lanes
         if inside:
             _transform(x, base + c, W * C, C, V, place, step)
         else:
-            z = zero()
-            for i in range(6):
-                for j in range(6):
-                    there = 0 <= top + i < H and 0 <= left + j < W
-                    store(t, (6 * i + j) * WIDTH, load(x, base + (i * W + j) * C + c) if there else z)
+            for i in range(max(0, -top), min(6, H - top)):
+                for j in range(max(0, -left), min(6, W - left)):
+                    store(t, (6 * i + j) * WIDTH, load(x, base + (i * W + j) * C + c))
             _transform(t, 0, 6 * WIDTH, WIDTH, V, place, step)
 
 
