@@ -28,7 +28,9 @@ class Recording:
     _events: int = 0
 
     def took(self, key: int, size: int) -> None:
-        """Something was allocated. key: until it is freed, no other has it."""
+        """Something was allocated. key: until it is freed, no other has it, unless its size is 0."""
+        if not size:
+            return
         self._events += 1
         block = Block(size, self._events)
         self.blocks.append(block)
@@ -36,6 +38,8 @@ class Recording:
 
     def gave(self, key: int) -> None:
         """It was freed."""
+        if key not in self._live:
+            return
         self._events += 1
         self._live.pop(key).last = self._events
 
@@ -49,8 +53,6 @@ def plan(blocks: list[Block]) -> tuple[list[int], int]:
     offsets = [0] * len(blocks)
     placed: list[int] = []
     for i in sorted(range(len(blocks)), key=lambda i: (-blocks[i].size, i)):
-        if not blocks[i].size:
-            continue
         size, offset = _rounded(blocks[i].size), 0
         beside = sorted(
             (offsets[j], offsets[j] + _rounded(blocks[j].size)) for j in placed if _together(blocks[i], blocks[j])
@@ -94,6 +96,8 @@ class Arena:
 
     def place(self, size: int) -> int:
         """The offset of the next block; RuntimeError if the run that was recorded asked for something else here."""
+        if not size:
+            return 0
         if self._next == len(self._blocks) or self._blocks[self._next].size != size:
             wanted = "nothing" if self._next == len(self._blocks) else f"{self._blocks[self._next].size} bytes"
             raise RuntimeError(f"allocation {self._next} of a captured step: {wanted} when recorded, {size} bytes now")

@@ -1,7 +1,8 @@
 """The GPU: CuPy's arrays, kernels compiled by NVRTC as they are first used, cuBLAS, one stream, CUDA graphs."""
 
+import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from typing import Any
 
@@ -77,6 +78,7 @@ class CudaDevice(Device):
         self.name: str = properties["name"].decode()
         self.capability = properties["major"], properties["minor"]
         self.processors: int = properties["multiProcessorCount"]
+        self.shared_limit: int = properties.get("sharedMemPerBlockOptin", SMALL_SHARED)
         self.total: int = properties["totalGlobalMem"]
         if precision != "fp32" and self.capability < TENSOR_CORES:
             raise ValueError(f"precision: {self.name} has no {precision}, only fp32")
@@ -180,42 +182,58 @@ class CudaDevice(Device):
             return int(pointer.ptr)
 
         def give(address: int, _device: int) -> None:
-            held.pop(address)
             recording.gave(address)
+            held.pop(address, None)
 
         allocator = self.cupy.cuda.PythonFunctionAllocator(take, give)
         with self.cupy.cuda.using_allocator(allocator.malloc):
             yield recording
 
-    def graph(self, work: Callable[[], None], before: Callable[[], None] = lambda: None) -> Callable[[], None]:
-        """work, done now twice and from then on by one launch of a CUDA graph, over memory of its own.
-
-        The first time compiles what has to be, the second is watched to plan the memory. before: what puts the state
-        back that they change, if it matters.  work must take the same path each time and wait for nothing.
-        """
-        work()
-        with self.recording() as recording:
-            work()
-        before()
-        self.stream.synchronize()
-        arena = Arena(recording)
-        block = self.cupy.cuda.alloc(max(arena.size, 1))
-        with self.cupy.cuda.using_allocator(lambda size: block + arena.place(size)):
-            self.stream.begin_capture()
-            try:
-                work()
-            finally:
-                captured = self.stream.end_capture()
-        arena.check_used_up()
-        return _Replay(captured, block, self.stream)
+    def graph(self, work: Callable[[], None]) -> Callable[[], None]:
+        return Graph(self, work)
 
 
-class _Replay:
-    """A captured graph with the memory it works in."""
+class Graph:
+    """`Device.graph`: run once to compile what must be, once watched to plan memory, then captured and launched.
 
-    def __init__(self, graph: Any, block: Any, stream: Any) -> None:
-        self._graph, self._block, self._stream = graph, block, stream
-        graph.upload(stream)
+    The graph's memory is one block that nothing else uses. A captured step that allocates otherwise than the watched one
+    is an error.
+    """
+
+    def __init__(self, run: CudaDevice, work: Callable[[], None]) -> None:
+        self._run, self._work = run, work
+        self._warm, self._recording, self._graph, self._block = False, None, None, None
 
     def __call__(self) -> None:
-        self._graph.launch(self._stream)
+        if self._graph is not None:
+            self._graph.launch(self._run.stream)
+        elif not self._warm:
+            self._work()
+            self._warm = True
+        elif self._recording is None:
+            with self._run.recording() as recording:
+                self._work()
+            self._recording = recording
+        else:
+            self._graph = self._captured()
+            self._graph.launch(self._run.stream)
+
+    def _captured(self) -> Any:
+        run, cupy = self._run, self._run.cupy
+        gc.collect()  # frees the watched step's arrays that only cycles still hold, and would free them while capturing
+        run.stream.synchronize()
+        cupy.get_default_memory_pool().free_all_blocks()
+        arena = Arena(self._recording)
+        self._block = block = cupy.cuda.alloc(max(arena.size, 1))
+        with cupy.cuda.using_allocator(lambda size: block + arena.place(size)):
+            run.stream.begin_capture()
+            try:
+                self._work()
+            except BaseException:
+                with suppress(Exception):
+                    run.stream.end_capture()
+                raise
+            graph = run.stream.end_capture()
+        arena.check_used_up()
+        graph.upload(run.stream)
+        return graph
