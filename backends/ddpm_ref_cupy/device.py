@@ -1,0 +1,67 @@
+"""Where kernels run: what every file of this package asks of a device, and nothing of CuPy.
+
+`cuda.CudaDevice` is the GPU. The tests have a device that runs the same kernel text on the CPU, so that each operation
+here, its launch sizes included, can be held against NumPy on a machine without a GPU.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+"""What the operands of matrix products and convolutions of float32 arrays are rounded to; sums are float32 always."""
+
+
+class Launch(NamedTuple):
+    """One kernel launch. kernel: "file.name" of `kernels/file.cu`.  shared: bytes of dynamic shared memory.
+
+    real: the type that `real` stands for in the kernel's text, float32 or float64.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int = 0
+    real: Any = np.float32
+
+
+class Device:
+    """Arrays, launches and matrix products, in order, on one stream."""
+
+    precision = "fp32"
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array with anything in it."""
+        raise NotImplementedError
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array of zeros."""
+        raise NotImplementedError
+
+    def contiguous(self, x: Array) -> Array:
+        """x itself if its elements lie in C order, else a copy."""
+        raise NotImplementedError
+
+    def launch(self, launch: Launch, *args: Any) -> None:
+        """Run a kernel. args: this device's C-contiguous arrays, and NumPy scalars of exactly the parameters' types."""
+        raise NotImplementedError
+
+    def matmul(
+        self, a: Array, b: Array, out: Array, *, trans_a: bool = False, trans_b: bool = False, add: bool = False
+    ) -> Array:
+        """out = op(a) op(b), or += with add; op transposes the last two axes where asked.
+
+        a, b, out: C-contiguous, (M, K) (K, N) (M, N) after op, or the same with one leading batch axis; float32 (at the
+        device's precision), float64, or a and b bfloat16 as uint16 with out float32.  Returns out.
+        """
+        raise NotImplementedError
+
+    def to_device(self, x: Array) -> Array:
+        """A host array as this device's array."""
+        raise NotImplementedError
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """This device's array as a NumPy array."""
+        raise NotImplementedError
