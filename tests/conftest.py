@@ -7,8 +7,10 @@ HYPOTHESIS_PROFILE=mutation draws fewer and stops at the first that fails instea
 
 import os
 import secrets
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers of this test alone, which `--seed` changes."""
     return np.random.default_rng([int(request.config.option.seed), zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture(scope="session")
+def host_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `HostDevice` keeps kernels compiled for the CPU: pytest's cache, so that only what changed is compiled."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ here, which compiles the CUDA kernels for the CPU")
+    cache = getattr(request.config, "cache", None)
+    return cache.mkdir("cuda_host") if cache else tmp_path_factory.mktemp("cuda_host")
 
 
 GradientErrors = Callable[..., list[float]]
