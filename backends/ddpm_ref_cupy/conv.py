@@ -1,11 +1,11 @@
 """`Backend.conv3x3`: matrix products over gathered windows."""
 
 import numpy as np
+from ddpm_ref_cupy.dense import add_bias, column_sums, part_sums, rounded, spread
+from ddpm_ref_cupy.device import Device
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_cupy.dense import add_bias, column_sums, part_sums, rounded, spread
-from ddpm_ref_cupy.device import Device
 
 COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
