@@ -69,7 +69,7 @@ class TrainingSteps:
         self._samples = noise.numbers(run, np.arange(s.batch))
         self._counters = run.zeros((1,), np.int32)
         self._ring = run.zeros((RING, _COLUMNS), np.float64)
-        self._norm = run.zeros((1,), np.float64)
+        self._scalars = run.zeros((update.SCALARS,), np.float64)
         size = s.micro_batch or s.batch
         self._report = loss.new_report(run, min(size, s.batch))
         self._parts = [slice(first, min(first + size, s.batch)) for first in range(0, s.batch, size)]
@@ -126,12 +126,12 @@ class TrainingSteps:
             total = grads if total is None else np.add(total, grads, out=total)
         s, state = trainer.settings, trainer.state
         vectors = state.params, total, state.adam_m, state.adam_v, state.ema
-        update.norm_at(run, total, self._norm)
-        run.launch(_single("step_guard"), self._report.mean, self._norm)
-        update.update_at(run, *vectors, self._norm, self._counters, STEP, s.adam)
+        run.launch(Launch("step.step_guard", (1,), (1,), 0, total.dtype), self._report.mean, total)
+        update.update_at(run, *vectors, self._counters, STEP, self._scalars, s.adam)
         run.launch(
-            _single("step_finish"), self._report.mean, self._norm, self._report.quarters, self._counters, np.int32(STEP),
-            self._ring, np.int32(RING),
+            Launch("step.step_finish", (1,), (1,), 0, total.dtype),
+            self._report.mean, self._scalars, self._report.quarters, self._counters, np.int32(STEP), self._ring,
+            np.int32(RING),
         )  # fmt: skip
 
     def _gradient(self, part: slice) -> Array:
@@ -172,10 +172,6 @@ class TrainingSteps:
         sizes = np.int64(x_0.size), *map(np.int32, shape[1:])
         run.launch(launch, self._pixels, index, flip, np.int32(s.flips), self._scale, x_0, *sizes)
         return x_0
-
-
-def _single(kernel: str) -> Launch:
-    return Launch(f"step.{kernel}", (1,), (1,))
 
 
 def _report(row: Array) -> StepReport:

@@ -16,14 +16,14 @@ extern "C" __global__ void __launch_bounds__(256) step_images(
 
 DEVICE bool finite(double x) { return x - x == 0; }
 
-// The norm becomes NaN where the loss is not finite, so that the update that follows changes nothing.
-extern "C" __global__ void step_guard(const double* __restrict__ mean, double* __restrict__ norm) {
-    if (!finite(*mean)) *norm = *mean - *mean;
+// The gradient's first number becomes NaN where the loss is not finite: so does its norm, and the update changes nothing.
+extern "C" __global__ void __launch_bounds__(1) step_guard(const double* __restrict__ mean, real* __restrict__ grads) {
+    if (!finite(*mean)) grads[0] = (real)(*mean - *mean);
 }
 
 // Row k % rows of the ring: step k = counters[slot], loss, gradient norm, and the losses by quarter of t, sums and numbers.
 // Then on to the next step, unless this one diverged: a replay does the same again and changes nothing again.
-extern "C" __global__ void step_finish(
+extern "C" __global__ void __launch_bounds__(1) step_finish(
     const double* __restrict__ mean, const double* __restrict__ norm, const double* __restrict__ quarters,
     int* __restrict__ counters, int slot, double* __restrict__ ring, int rows) {
     int k = counters[slot];
