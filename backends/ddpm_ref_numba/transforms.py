@@ -1,6 +1,6 @@
-"""The transforms of F(4x4, 3x3) in one and two dimensions, on vectors of channels; `winograd.py` says what they are for.
+"""The transforms of Winograd's F(4x4, 3x3) in one and two dimensions, on vectors of channels.
 
-    Bᵀ d B   of a patch        Aᵀ M A   to the outputs        A dy Aᵀ   its adjoint        G w Gᵀ, Gᵀ dU G   of filters
+For `winograd.py`: Bᵀ d B of a patch, Aᵀ M A to the outputs and its adjoint A dy Aᵀ, G w Gᵀ and Gᵀ dU G of filters.
 """
 
 from numba import njit
