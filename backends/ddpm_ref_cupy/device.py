@@ -31,6 +31,10 @@ class Device:
     """Arrays, launches and matrix products, in order, on one stream."""
 
     precision = "fp32"
+    shared_limit = 227 << 10
+    """Bytes of shared memory that a block may have (an H200's, unless the device says otherwise)."""
+    processors = 132
+    """Multiprocessors."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A new array with anything in it."""

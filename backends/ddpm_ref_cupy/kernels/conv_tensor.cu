@@ -8,8 +8,6 @@
 // Rows in shared memory are 16 bytes, or for fragments read by single words 32, longer than a multiple of 128: the eight
 // rows of an ldmatrix, and the 32 words of a fragment, never meet in a bank.
 
-#define SHARED extern __shared__ __align__(16) unsigned char memory[]
-
 template <class T> struct Operand;
 template <> struct Operand<bf16> {
     enum { EACH = 8, DEPTH = 16, LONGER = 8 };  // numbers in 16 bytes; of K in one mma; more in a row of filters
@@ -97,7 +95,7 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
     constexpr int THREADS = WM * WN * 32, TM = BM / WM, TN = BN / WN, MI = TM / 16, NJ = TN / 8;
     constexpr int EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH;
     constexpr int CHUNK = 64 / sizeof(T), PITCH = CHUNK + 16 / sizeof(T), ROW = BN + Operand<T>::LONGER, AHEAD = 3;
-    SHARED;
+    extern __shared__ __align__(16) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, m0 = warp % WM * TM, n0 = warp / WM * TN;
     Geometry tile(N, H, W, images, R, Q, blockIdx.y);
     int places = tile.places(), d0 = blockIdx.x * BN;
@@ -216,7 +214,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
                             int H, int W, int C, int D, int images, int R, int Q, int tiles) {
     constexpr int THREADS = 384, EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH, STEPS = PIXELS / DEPTH, WIDE = 64;
     constexpr int ROW = WIDE + Operand<T>::LONGER, ITEMS = WIDE / EACH, PIECES = 2;
-    SHARED;
+    extern __shared__ __align__(16) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     int up = warp / 4, c1 = warp % 2 * 32, d1 = warp / 2 % 2 * 32, c0 = blockIdx.x * WIDE, d0 = blockIdx.y * WIDE;
     int places = images * (R + 2) * (Q + 2), rows = places + PIXELS;
