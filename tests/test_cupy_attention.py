@@ -1,0 +1,102 @@
+"""Attention in CUDA, run on the CPU, against NumPy's in float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_host.host_device import ORDERS, HostDevice
+from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
+from ddpm_ref_cupy import attention
+from ddpm_ref_cupy.attention import shared_bytes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_ref import backend_cases as cases
+from ddpm_ref.backend_cases import Case, check_case
+
+pytestmark = needs_compiler
+
+
+def _device(order: str = "forward", *, products: bool = False, **options: Any) -> HostDevice:
+    """products: always matrix products, never one block an image."""
+    run = HostDevice(order, **options)
+    if products:
+        run.shared_limit = 0
+    return run
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 21),
+    st.integers(1, 21),
+    st.integers(0, 99),
+    orders,
+    dtypes,
+    layouts,
+    st.booleans(),
+)
+def test_attention_keeps_the_contract(
+    n: int, s: int, c: int, seed: int, order: str, dtype: Any, layout: str, products: bool
+) -> None:
+    check_case(OnHost(_device(order, products=products)), cases.attention(n, s, c, seed=seed), dtype, layout)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 5), (1, 3, 64), (1, 65, 3), (1, 2, 65), (1, 100, 8)])
+def test_sizes_at_the_border_of_one_block_keep_the_contract(shape: tuple[int, int, int]) -> None:
+    run = _device("warp-greedy")
+    check_case(OnHost(run), cases.attention(*shape))
+    small = max(shape[1:]) <= attention.SMALL
+    assert all(("small" in launch.kernel) == small for launch in run.launches)
+
+
+def _results(run: HostDevice, case: Case) -> list[np.ndarray]:
+    dy = cases.normals(7, case.args[0].shape)[0].astype(np.float32)
+    y, backward = case.call(OnHost(run), *(run.to_device(a.astype(np.float32)) for a in case.args))
+    return [run.to_host(a) for a in (y, *backward(run.to_device(dy)))]
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_the_bits_do_not_depend_on_which_thread_runs_first(products: bool) -> None:
+    case = cases.attention(2, 18, 7)
+    first, *others = (_results(_device(order, products=products), case) for order in ORDERS)
+    for other in others:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("change", barriers("attention"))
+def test_a_deleted_barrier_shows(change: tuple[str, str]) -> None:
+    case = cases.attention(1, 37, 30)  # tiles for more than one warp
+
+    def differs(order: str) -> bool:
+        found = _results(_device(order, replace={"attention": [change]}), case)
+        return any(a.tobytes() != b.tobytes() for a, b in zip(found, _results(_device(order), case), strict=True))
+
+    assert any(differs(order) for order in reversed(ORDERS))
+
+
+def test_one_launch_each_way_where_images_are_small() -> None:
+    run = _device()
+    _results(run, cases.attention(2, 16, 32))
+    assert [launch.kernel for launch in run.launches] == [f"attention.attention_small{way}" for way in ("", "_back")]
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_scores_of_any_size_neither_overflow_nor_vanish(products: bool) -> None:
+    """Logits of ±10⁴ leave the largest key alone; equal logits share evenly."""
+    run = _device(products=products)
+    q = np.full((1, 5, 4), 100, np.float32)
+    k = np.zeros((1, 5, 4), np.float32)
+    k[0, 2] = 50
+    v = cases.normals(1, (1, 5, 4))[0].astype(np.float32)
+    for sign in (1, -1):
+        wanted = v[:, 2:3] if sign == 1 else v[:, [0, 1, 3, 4]].mean(axis=1, keepdims=True)
+        y, backward = attention.attention(run, *map(run.to_device, (q, sign * k, v)))
+        np.testing.assert_allclose(y, np.broadcast_to(wanted, y.shape), rtol=1e-5, atol=1e-6)
+        assert all(np.isfinite(d).all() for d in backward(run.to_device(v)))
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_an_image_that_takes_one_block_fits_one(s: int, c: int) -> None:
+    """In float64, too, on a card with an H200's shared memory."""
+    assert shared_bytes(s, c, 4, backward=False) < shared_bytes(s, c, 8, backward=True) <= 227 << 10

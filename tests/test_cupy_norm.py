@@ -1,0 +1,167 @@
+"""GroupNorm (+ SiLU) in CUDA, run on the CPU, against NumPy's in float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_host.host_device import ORDERS, HostDevice
+from cupy_checks import OnHost, barriers, dtypes, layouts, misaligned, needs_compiler, orders
+from ddpm_ref_cupy import norm
+from ddpm_ref_cupy.device import Device
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_ref import backend_cases as cases
+from ddpm_ref.backend import Backend
+from ddpm_ref.backend_cases import Case, check_case
+
+pytestmark = needs_compiler
+TIGHT = 3000  # bytes of shared memory that few slabs fit into
+
+
+@st.composite
+def norms(draw: Any) -> Case:
+    """Odd and tiny images, any channels and groups, far from 0 or not."""
+    n, h, w = draw(st.integers(1, 3)), draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    width, groups = draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    mean = draw(st.sampled_from([0.5, 30.0]))
+    return cases.group_norm(
+        n, h, w, width * groups, groups, silu=draw(st.booleans()), mean=mean, seed=draw(st.integers(0, 99))
+    )
+
+
+def _device(order: str = "forward", *, tight: bool = False, **options: Any) -> HostDevice:
+    run = HostDevice(order, **options)
+    if tight:
+        run.shared_limit = TIGHT
+    return run
+
+
+@settings(deadline=None, max_examples=40)
+@given(norms(), orders, dtypes, layouts, st.booleans())
+def test_group_norm_keeps_the_contract(case: Case, order: str, dtype: Any, layout: str, tight: bool) -> None:
+    check_case(OnHost(_device(order, tight=tight)), case, dtype, layout)
+
+
+LARGE = [(1, 19, 17, 8, 2), (2, 23, 9, 12, 4), (1, 40, 33, 3, 3), (1, 12, 11, 160, 1)]
+
+
+@pytest.mark.parametrize("shape", LARGE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_images_that_do_not_fit_keep_the_contract(shape: tuple[int, ...], dtype: Any) -> None:
+    run = _device("warp-greedy", tight=True)
+    check_case(OnHost(run), cases.group_norm(*shape, silu=True, mean=30.0), dtype)
+    assert {launch.kernel for launch in run.launches} == {
+        f"norm.norm_{name}" for name in ("moments", "apply", "sums", "back", "columns")
+    }
+
+
+def _results(run: HostDevice, case: Case, dtype: Any = np.float32) -> list[np.ndarray]:
+    dy = cases.normals(7, case.args[0].shape)[0].astype(dtype)
+    y, backward = case.call(OnHost(run), *(run.to_device(a.astype(dtype)) for a in case.args))
+    return [run.to_host(a) for a in (y, *backward(run.to_device(dy)))]
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_the_bits_do_not_depend_on_which_thread_runs_first(tight: bool) -> None:
+    case = cases.group_norm(2, 12, 13, 16, 4, silu=True)
+    first, *others = (_results(_device(order, tight=tight), case) for order in ORDERS)
+    for other in others:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("change", barriers("norm"))
+def test_a_deleted_barrier_shows(change: tuple[str, str]) -> None:
+    """Each is there for a reason: without it some order of threads gives other results."""
+    if "part[eighth]" in change[0]:
+        case = cases.group_norm(9, 2, 2, 8, 2, silu=True)  # the sum over many images
+    else:
+        case = cases.group_norm(2, 12, 13, 16, 4, silu=True)
+
+    def differs(order: str, tight: bool) -> bool:
+        try:
+            found = _results(_device(order, tight=tight, replace={"norm": [change]}), case)
+        except RuntimeError:
+            return True
+        wanted = _results(_device(order, tight=tight), case)
+        return any(a.tobytes() != b.tobytes() for a, b in zip(found, wanted, strict=True))
+
+    assert any(differs(order, tight) for tight in (False, True) for order in reversed(ORDERS))
+
+
+def test_one_launch_forward_and_two_back_where_slabs_fit() -> None:
+    run = _device()
+    _results(run, cases.group_norm(2, 4, 4, 8, 2, silu=True))
+    assert [launch.kernel for launch in run.launches] == ["norm.norm_slab", "norm.norm_slab_back", "norm.norm_columns"]
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_views_may_begin_anywhere(tight: bool) -> None:
+    case = cases.group_norm(2, 12, 13, 8, 2, silu=True)
+    run = _device(tight=tight)
+    x, gamma, beta = (misaligned(run, a.astype(np.float32)) for a in case.args)
+    dy = cases.normals(7, x.shape)[0].astype(np.float32)
+    y, backward = norm.group_norm(run, x, gamma, beta, 2, True)
+    into = misaligned(run, np.zeros((2, 8), np.float32))
+    dx, dgamma, dbeta = backward(misaligned(run, dy), into)
+    assert dgamma.base is not None and np.shares_memory(dgamma, into) and np.shares_memory(dbeta, into)
+    for a, b in zip((y, dx, dgamma, dbeta), _results(_device(tight=tight), case), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize("far", [1e2, 1e3, 1e4, 1e5])
+def test_a_mean_far_from_zero_costs_no_more_than_it_costs_numpy_in_float32(far: float, tight: bool) -> None:
+    """The mean is rounded to far · 6e-8 on both sides; a variance that cancels would lose its square."""
+    x, gamma, beta = (a.astype(np.float32) for a in cases.group_norm(2, 16, 16, 8, 8, silu=True).args)
+    x += np.float32(far) * np.sign(cases.normals(3, (8,))[0]).astype(np.float32)
+    dy = cases.normals(7, x.shape)[0].astype(np.float32)
+    run = _device(tight=tight)
+
+    def results(on: Backend, *args: Any) -> list[np.ndarray]:
+        y, backward = on.group_norm(*args[:3], 8, silu=True)
+        return [on.to_host(a) for a in (y, *backward(args[3]))]
+
+    exact = results(Backend(), *(a.astype(np.float64) for a in (x, gamma, beta, dy)))
+    ours = results(OnHost(run), *map(run.to_device, (x, gamma, beta, dy)))
+    for a, b, wanted in zip(ours, results(Backend(), x, gamma, beta, dy), exact, strict=True):
+        assert np.abs(a - wanted).max() <= 1.5 * np.abs(b - wanted).max()
+
+
+# --- the plan, which needs no kernel ---------------------------------------------------------------------------------
+
+limits = st.sampled_from([48 << 10, 64 << 10, 99 << 10, 163 << 10, 227 << 10])
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 70_000), st.integers(1, 33), st.integers(1, 40), st.sampled_from([4, 8]),
+    st.sampled_from([1, 2]), limits, st.sampled_from([1, 30, 132]),
+)  # fmt: skip
+def test_a_plan_covers_every_channel_and_position_and_fits(
+    n: int, s: int, width: int, groups: int, itemsize: int, arrays: int, limit: int, processors: int
+) -> None:
+    run, c = Device(), width * groups
+    run.shared_limit, run.processors = limit, processors
+    p = norm.plan(run, n, s, c, width, itemsize, arrays=arrays)
+    assert p.wide % width == 0 and p.wide % p.vector == 0 and c % p.vector == 0
+    assert p.slabs * p.wide >= c > (p.slabs - 1) * p.wide
+    assert p.chunks * p.chunk >= s > (p.chunks - 1) * p.chunk
+    assert p.shared <= limit and p.threads % 32 == 0
+    assert p.threads <= (norm.HELD_THREADS if p.held else norm.CHUNK_THREADS)
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "c", "groups"),
+    [(128, 32, 128, 32), (128, 32, 384, 32), (16, 4, 256, 32), (128, 8, 32, 8), (16, 32, 128, 32)],
+)
+@pytest.mark.parametrize("arrays", [1, 2])
+def test_an_h200_is_full_and_reads_whole_sectors(n: int, side: int, c: int, groups: int, arrays: int) -> None:
+    """132 processors have work, x is read once, and neighbouring threads read 32 bytes or more."""
+    p = norm.plan(Device(), n, side * side, c, c // groups, 4, arrays=arrays)
+    assert p.held and n * p.slabs >= 128 and p.wide * 4 % 32 == 0
+
+
+def test_very_large_images_are_cut_into_chunks() -> None:
+    for arrays in (1, 2):
+        p = norm.plan(Device(), 1, 256 * 256, 128, 4, 4, arrays=arrays)
+        assert not p.held and p.slabs * p.chunks >= 4 * 132
