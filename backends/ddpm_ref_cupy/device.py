@@ -4,6 +4,7 @@
 here, its launch sizes included, can be held against NumPy on a machine without a GPU.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +29,24 @@ class Launch(NamedTuple):
 
 
 class Device:
-    """Arrays, launches and matrix products, in order, on one stream."""
+    """Arrays, launches and matrix products, in order, on one stream.
+
+    processors: multiprocessors of the card.  shared_limit: bytes of shared memory that a block may ask for.
+    """
 
     precision = "fp32"
-    shared_limit = 227 << 10
-    """Bytes of shared memory that a block may have (an H200's, unless the device says otherwise)."""
+    name = "a device"
+    version = ""
     processors = 132
-    """Multiprocessors."""
+    shared_limit = 227 << 10
+
+    def graph(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What does `work` each time it is called, on a GPU from the third time on by one launch of a CUDA graph.
+
+        work: launches on this device, the same each time and on the same arrays; what changes from one time to the next
+        it reads from arrays. It returns nothing, and waits for nothing.
+        """
+        return work
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A new array with anything in it."""
