@@ -4,8 +4,9 @@ A backend subclasses `Backend` and overrides whole operations, never half of one
 its adjoint together. Everything else in the project is written once, over any array type.
 """
 
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from ddpm_ref.nn.ops import Backward
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ddpm_ref.train import StepReport, Trainer
 
 OPERATIONS = (
     "conv3x3", "dense", "group_norm", "attention", "upsample", "concat", "add", "dropout", "update", "normal",
@@ -181,6 +185,31 @@ class Backend:
         return reverse.p_sample(
             schedule, x_t, t, output, z, predicts=predicts, var=var, clip=clip, temperature=temperature
         )
+
+    def silu(self, x: Array) -> tuple[Array, Backward]:
+        """`ops.silu`, of the time embedding alone: elsewhere it is fused with GroupNorm."""
+        return ops.silu(x)
+
+    def time_embedding(self, t: Array, dim: int, dtype: Any) -> Array:
+        """`ops.time_embedding` of t (N,) as this backend's array."""
+        return self.to_device(ops.time_embedding(t, dim).astype(dtype))
+
+    def training_steps(self, trainer: "Trainer") -> "Callable[[int], list[StepReport]] | None":
+        """What runs steps of Algorithm 1 for this trainer instead of `Trainer.step`, if the backend has its own.
+
+        Called with the most steps to run, it runs some of them, at least one, and returns their reports: several, where
+        to look at each loss would make a device wait. Raises Diverged as `Trainer.step` does.
+        """
+        return None
+
+    def reverse_steps(
+        self, model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, every: int, **how: Any
+    ) -> Iterator[tuple[int, Array, Array]] | None:
+        """What runs Algorithm 2 instead of `reverse.reverse_chain`, yielding the same, if the backend has its own.
+
+        model: `UNet.bind` of parameters of this backend.  how: the keywords of `p_sample`, var as a table or "learned".
+        """
+        return None
 
     def to_device(self, x: Array) -> Array:
         """A host array as this backend's array."""

@@ -137,6 +137,11 @@ def _shared(parser: argparse.ArgumentParser, where: str) -> None:
         metavar="N",
         help="of the backend (OMP_NUM_THREADS or the backend's own variable if set, else one for each core)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "tf32", "bf16"),
+        help="of the backend's matrix products, where it has more than one (cupy: fp32)",
+    )
     parser.add_argument("--out", metavar="FOLDER", help=where)
 
 
@@ -173,7 +178,7 @@ def _training(parser: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--resume",
         metavar="FOLDER",
-        help="go on with a run; only --steps, --backend, --threads, --save-every, --log-every may change",
+        help="go on with a run; only --steps, --backend, --threads, --precision, --save-every, --log-every may change",
     )
     p.add_argument(
         "--save-every", type=int, metavar="K", help="steps between checkpoints, of which two are kept (1000)"
@@ -257,8 +262,8 @@ def _optimiser_options(p: argparse.ArgumentParser) -> None:
 
 
 _WITH_RESUME = {
-    "train": {"--resume", "--steps", "--backend", "--threads", "--save-every", "--log-every"},
-    "demo": {"--resume", "--steps", "--backend", "--threads", "--count", "--draw-batch", "--weights", "--temperature",
+    "train": {"--resume", "--steps", "--backend", "--threads", "--precision", "--save-every", "--log-every"},
+    "demo": {"--resume", "--steps", "--backend", "--threads", "--precision", "--count", "--draw-batch", "--weights", "--temperature",
              "--clip", "--no-clip"},
 }  # fmt: skip
 

@@ -120,7 +120,7 @@ def new_folder(default: str | Path) -> Path:
 
 def go_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run that was stopped."""
-    given = [("--backend", args.backend), ("--threads", args.threads)]
+    given = [("--backend", args.backend), ("--threads", args.threads), ("--precision", args.precision)]
     options = [word for name, value in given if value is not None for word in (name, str(value))]
     return shlex.join(["ddpm-ref", args.command, "--resume", str(folder), *options])
 
@@ -190,7 +190,7 @@ def sample(args: argparse.Namespace) -> int:
     """`ddpm-ref sample`"""
     need("tqdm", "PIL.Image", "matplotlib.figure")
     checkpoint = load_checkpoint(args.checkpoint)
-    backend = get_backend(args.backend, args.threads)
+    backend = get_backend(args.backend, args.threads, args.precision)
     facts = drawing_facts(checkpoint, args, backend)
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/samples-{args.seed}"))
     say(taken(backend, args))
@@ -258,7 +258,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """`ddpm-ref evaluate`: as many samples as held-out images, judged beside them."""
     need("tqdm", "PIL.Image", "sklearn.svm")
     checkpoint = load_checkpoint(args.checkpoint)
-    backend = get_backend(args.backend, args.threads)
+    backend = get_backend(args.backend, args.threads, args.precision)
     facts = drawing_facts(checkpoint, args, backend)
     _, train_part, held_out = reopen_source(checkpoint.data)
     if train_part.labels is None or held_out is None:

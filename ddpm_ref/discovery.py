@@ -11,8 +11,12 @@ from ddpm_ref.backend import Backend, Description
 
 GROUP = "ddpm_ref.backends"
 FASTEST = "numba"
-OURS = {"numpy": "ddpm_ref.backend:Backend", "numba": "ddpm_ref_numba:NumbaBackend"}
-EXTRAS = {"numba": "numba"}
+OURS = {
+    "numpy": "ddpm_ref.backend:Backend",
+    "numba": "ddpm_ref_numba:NumbaBackend",
+    "cupy": "ddpm_ref_cupy:CupyBackend",
+}
+EXTRAS = {"numba": "numba", "cupy": "cuda13"}
 """Ours are known without their entry points too, for a checkout that was not installed (PYTHONPATH=.:backends)."""
 
 
@@ -20,23 +24,24 @@ class Unavailable(ValueError):
     """A backend that is known and cannot be used here; the message says why."""
 
 
-def get_backend(name: str | None = None, threads: int | None = None) -> Backend:
+def get_backend(name: str | None = None, threads: int | None = None, precision: str | None = None) -> Backend:
     """The backend of this name, or of "package.module:Class"; without a name numba if it can be used, else numpy.
 
-    threads: how many it uses, the environment's or one a core unless given.
+    threads: how many it uses, the environment's or one a core unless given.  precision: of its matrix products, for a
+    backend that has more than one.
     Raises ValueError for a name that is unknown or cannot be used here, listing what there is and, for what is not
     available, why.
     """
     if name is None:
         try:
-            return _load(FASTEST, OURS[FASTEST], threads)
+            return _load(FASTEST, OURS[FASTEST], threads=threads, precision=precision)
         except Unavailable:
             name = "numpy"
     where = name if name.partition(":")[2] else OURS.get(name) or declared().get(name)
     if where is None:
         raise ValueError(f"backend: wanted {_choices()} or 'package.module:Class', got {name!r}")
     try:
-        return _load(name, where, threads)
+        return _load(name, where, threads=threads, precision=precision)
     except Unavailable as error:
         there_is = "" if name == where else f"; there is {_choices(but=name)}"
         raise ValueError(f"backend: cannot load {name!r}: {error}{there_is}") from error
@@ -59,7 +64,7 @@ def survey() -> dict[str, Description | Unavailable]:
     found: dict[str, Description | Unavailable] = {}
     for name, where in declared().items():
         try:
-            found[name] = _load(name, where, None).describe()
+            found[name] = _load(name, where).describe()
         except ValueError as error:
             found[name] = error if isinstance(error, Unavailable) else Unavailable(str(error))
     return found
@@ -68,7 +73,7 @@ def survey() -> dict[str, Description | Unavailable]:
 def why_not(name: str) -> str | None:
     """Why one of our backends cannot be used here; None if it can."""
     try:
-        _load(name, OURS[name], None)
+        _load(name, OURS[name])
     except ValueError as error:
         return str(error)
     return None
@@ -82,10 +87,10 @@ def _choices(but: str = "") -> str:
     return f"{usable} (not available: {rest})" if rest else usable
 
 
-def _load(name: str, where: str, threads: int | None) -> Backend:
-    """An instance of the class at "package.module:Class".
+def _load(name: str, where: str, **options: object) -> Backend:
+    """An instance of the class at "package.module:Class", made with the options that are not None.
 
-    Raises Unavailable if it cannot be used here, ValueError for what is no backend or takes no such threads.
+    Raises Unavailable if it cannot be used here, ValueError for what is no backend or takes no such option.
     """
     module, _, attribute = where.partition(":")
     try:
@@ -96,12 +101,14 @@ def _load(name: str, where: str, threads: int | None) -> Backend:
         raise Unavailable(_reason(name, error)) from error
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ValueError(f"backend: {name!r} is not a subclass of ddpm_ref.Backend")
+    options = {option: value for option, value in options.items() if value is not None}
     try:
-        backend = found() if threads is None else found(threads=threads)
+        backend = found(**options)
     except ImportError as error:
         raise Unavailable(_reason(name, error)) from error
     except TypeError as error:
-        raise ValueError(f"backend: {name!r} cannot be made with threads={threads}: {error}") from error
+        given = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise ValueError(f"backend: {name!r} cannot be made with {given}: {error}") from error
     return backend
 
 

@@ -61,7 +61,7 @@ def new_trainer(args: argparse.Namespace) -> tuple[Trainer, DataSource, RunSetti
         ),
     )  # fmt: skip
     schedule = _schedule(args)
-    backend = get_backend(args.backend, args.threads)
+    backend = get_backend(args.backend, args.threads, args.precision)
     trainer = Trainer(UNet(config), schedule, train, settings, backend, dtype=np.dtype(args.dtype).type)
     return trainer, source, RunSettings(**({"steps": steps} | _run_options(args)))
 
@@ -100,7 +100,7 @@ def resumed_trainer(folder: Path, args: argparse.Namespace) -> tuple[Trainer, Da
         checkpoint.schedule,
         train,
         checkpoint.settings,
-        get_backend(args.backend, args.threads),
+        get_backend(args.backend, args.threads, args.precision),
         state=checkpoint.state,
     )
     return trainer, source, RunSettings(**options)

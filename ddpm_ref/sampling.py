@@ -43,12 +43,17 @@ def generate_steps(
     x_T = run.normal(seed, Purpose.X_T, 0, samples, shape).astype(params.vector.dtype, copy=False)
     table = check_sampler(schedule, x_T, schedule.T, every, predicts=predicts, var=var, temperature=temperature)
 
+    how = dict(predicts=predicts, var=table, clip=clip, temperature=temperature)
+    model = net.bind(params, run)
+    if (own := run.reverse_steps(model, schedule, x_T, samples, seed, every, **how)) is not None:
+        return own
+
     def move(x_t: Array, t: int, output: Array) -> tuple[Array, Array]:
         return run.p_sample(
             schedule, x_t, t, output, seed, samples, predicts=predicts, var=table, clip=clip, temperature=temperature
         )
 
-    return reverse_chain(net.bind(params, run), x_T, move, schedule.T, every)
+    return reverse_chain(model, x_T, move, schedule.T, every)
 
 
 def batches(count: int, batch: int) -> Iterator[Array]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -226,11 +227,25 @@ class Trainer:
             return losses._replace(d_output=backend.to_device(losses.d_output)), d_table
         return losses._replace(per_image=backend.to_host(losses.per_image)), d_table
 
+    @cached_property
+    def _own(self) -> Callable[[int], list[StepReport]] | None:
+        return self.backend.training_steps(self)
+
+    def steps(self, most: int) -> list[StepReport]:
+        """One or more of the next steps, `most` at most: as many as the backend runs before it looks at their losses.
+
+        Raises Diverged as `step` does; the state is then that of the last step that was none of it.
+        """
+        check_int("most", most, 1)
+        return [self.step()] if self._own is None else self._own(most)
+
     def step(self) -> StepReport:
         """One pass through lines 2-5.
 
         Raises Diverged, with the state unchanged, if the loss or the gradient is not finite.
         """
+        if self._own is not None:
+            return self._own(1)[0]
         state = self.state
         step = state.step + 1
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what they would warn of is found below

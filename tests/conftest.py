@@ -5,12 +5,14 @@ number) reseeds the statistical tests; the header prints both, and a failing exa
 HYPOTHESIS_PROFILE=mutation draws fewer and stops at the first that fails instead of looking for the simplest.
 """
 
+import functools
 import os
 import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +62,14 @@ def host_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         pytest.skip("no g++ here, which compiles the CUDA kernels for the CPU")
     cache = getattr(request.config, "cache", None)
     return cache.mkdir("cuda_host") if cache else tmp_path_factory.mktemp("cuda_host")
+
+
+@pytest.fixture(scope="session")
+def host(host_build: Path) -> Callable[..., Any]:
+    """`HostDevice` with its compiled kernels kept: host("random", precision="tf32")."""
+    from cuda_host.host_device import HostDevice
+
+    return functools.partial(HostDevice, build=host_build)
 
 
 GradientErrors = Callable[..., list[float]]

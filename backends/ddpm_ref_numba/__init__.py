@@ -2,7 +2,7 @@
 
     launch              what a kernel is, its threads, its place on disk, the guard against overruns
     simd, simd_int      vectors of float32 and of 32-bit integers       tile, matmul   all matrix products
-    winograd, conv      3x3 convolution        dense, attention, norm, pointwise       the other operations
+    transforms, winograd, conv      3x3 convolution        dense, attention, norm, pointwise       the other operations
     noise, update       the counted random numbers, bit for bit; clipping, Adam and EMA in one pass
 
 One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. Shapes that a kernel does not

@@ -1,7 +1,7 @@
 """`Backend.attention`: softmax(q kᵀ / √C) v with one head, and its adjoints.
 
 Rows of P are Z numbers apart, S rounded up to whole vectors; what lies behind S is 0. Channels that do not fill vectors
-are padded with zeros until they do. P is kept for the adjoint: to make it again costs a third of the adjoint.
+are padded with zeros until they do. P is kept for the adjoint.
 """
 
 from typing import TYPE_CHECKING

@@ -12,8 +12,9 @@ All sums over C run in tiles of `ROWS` x panel registers. What overlaps the edge
 from numba import njit
 
 from ddpm_ref_numba.launch import kernel
-from ddpm_ref_numba.simd import WIDTH, at, f4, f32, fma, i64, load, splat, store, transpose, zero
+from ddpm_ref_numba.simd import WIDTH, at, f32, i64, load, store, transpose, zero
 from ddpm_ref_numba.tile import make_tile
+from ddpm_ref_numba.transforms import a_at, a_dy, a_t, a_t_at, g_t, g_t_at, g_w, put3, put4, put6, transform_patch
 
 ROWS = 8 if WIDTH == 16 else 6  # tiles of the image at a time in a register tile: 32 or 16 registers
 D_ROWS = 8 if WIDTH == 16 else 4  # channels at a time in that of dU: divides WIDTH
@@ -33,111 +34,7 @@ def apart(size: int) -> int:
     return size + WIDTH
 
 
-# --- the transforms of one line; their second dimension is the same again ---------------------------------------------
-
-
 _apart = inline(apart)
-
-
-@inline
-def _b_t(a0, a1, a2, a3, a4, a5):
-    """Bᵀ a: 6 inputs to 6."""
-    p, q = a4 - a2 * f4(4), a3 - a1 * f4(4)
-    r, s = a4 - a2, (a3 - a1) * f4(2)
-    first = fma(a2, splat(f4(-5)), fma(a0, splat(f4(4)), a4))
-    last = fma(a3, splat(f4(-5)), fma(a1, splat(f4(4)), a5))
-    return first, p + q, p - q, r + s, r - s, last
-
-
-@inline
-def _a_t(m0, m1, m2, m3, m4, m5):
-    """Aᵀ m: 6 products to 4 outputs."""
-    s12, d12, s34, d34 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return m0 + s12 + s34, fma(d34, splat(f4(2)), d12), fma(s34, splat(f4(4)), s12), fma(d34, splat(f4(8)), d12) + m5
-
-
-@inline
-def _a(y0, y1, y2, y3):
-    """A y: 4 output gradients to 6."""
-    e, o = y0 + y2, y1 + y3
-    e4, o4 = fma(y2, splat(f4(4)), y0), fma(y3, splat(f4(8)), y1 * f4(2))
-    return y0, e + o, e - o, e4 + o4, e4 - o4, y3
-
-
-@inline
-def _g(w0, w1, w2):
-    """G w: 3 taps to 6."""
-    s, u = (w0 + w2) * f4(-1 / 6), fma(w2, splat(f4(1 / 6)), w0 * f4(1 / 24))
-    c, v = w1 * f4(-1 / 6), w1 * f4(1 / 12)
-    return w0 * f4(0.25), s + c, s - c, u + v, u - v, w2
-
-
-@inline
-def _g_t(u0, u1, u2, u3, u4, u5):
-    """Gᵀ u: 6 to the gradients of 3 taps."""
-    s12, d12, s34, d34 = u1 + u2, u1 - u2, u3 + u4, u3 - u4
-    return (
-        fma(s12, splat(f4(-1 / 6)), fma(s34, splat(f4(1 / 24)), u0 * f4(0.25))),
-        fma(d12, splat(f4(-1 / 6)), d34 * f4(1 / 12)),
-        fma(s12, splat(f4(-1 / 6)), fma(s34, splat(f4(1 / 6)), u5)),
-    )
-
-
-@inline
-def _put6(p, i, step, v):
-    """Six vectors to p[i], p[i + step], …"""
-    store(p, i, v[0])
-    store(p, i + step, v[1])
-    store(p, i + 2 * step, v[2])
-    store(p, i + 3 * step, v[3])
-    store(p, i + 4 * step, v[4])
-    store(p, i + 5 * step, v[5])
-
-
-@inline
-def _put3(p, i, step, v):
-    """Three vectors to p[i], p[i + step], p[i + 2 step]."""
-    store(p, i, v[0])
-    store(p, i + step, v[1])
-    store(p, i + 2 * step, v[2])
-
-
-@inline
-def _put4(p, i, step, count, shift, v):
-    """The first `count` of four vectors, plus shift, to p[i], p[i + step], …"""
-    store(p, i, v[0] + shift)
-    if count > 1:
-        store(p, i + step, v[1] + shift)
-    if count > 2:
-        store(p, i + 2 * step, v[2] + shift)
-    if count > 3:
-        store(p, i + 3 * step, v[3] + shift)
-
-
-@inline
-def _a_t_at(p, i, step):
-    return _a_t(
-        load(p, i), load(p, i + step), load(p, i + 2 * step), load(p, i + 3 * step), load(p, i + 4 * step),
-        load(p, i + 5 * step),
-    )  # fmt: skip
-
-
-@inline
-def _g_t_at(p, i, step):
-    return _g_t(
-        load(p, i), load(p, i + step), load(p, i + 2 * step), load(p, i + 3 * step), load(p, i + 4 * step),
-        load(p, i + 5 * step),
-    )  # fmt: skip
-
-
-@inline
-def _a_at(p, i, step, count):
-    """A y of the first `count` of four lines, the rest 0."""
-    z = zero()
-    y1 = load(p, i + step) if count > 1 else z
-    y2 = load(p, i + 2 * step) if count > 2 else z
-    y3 = load(p, i + 3 * step) if count > 3 else z
-    return _a(load(p, i), y1, y2, y3)
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------
@@ -159,16 +56,16 @@ def _pack(w, C, D, c, d, turned, U, u, row, step, t):
                 store(taps, (k * WIDTH + i) * WIDTH, load(w, (k * C + c + i) * D + d))
     for i in range(WIDTH):
         o, one, three = i * WIDTH, WIDTH * WIDTH, 3 * WIDTH * WIDTH
-        a = _g(load(taps, o), load(taps, o + three), load(taps, o + 2 * three))
-        b = _g(load(taps, o + one), load(taps, o + one + three), load(taps, o + one + 2 * three))
-        e = _g(load(taps, o + 2 * one), load(taps, o + 2 * one + three), load(taps, o + 2 * one + 2 * three))
+        a = g_w(load(taps, o), load(taps, o + three), load(taps, o + 2 * three))
+        b = g_w(load(taps, o + one), load(taps, o + one + three), load(taps, o + one + 2 * three))
+        e = g_w(load(taps, o + 2 * one), load(taps, o + 2 * one + three), load(taps, o + 2 * one + 2 * three))
         v, line = u + i * row, 6 * step
-        _put6(U, v, step, _g(a[0], b[0], e[0]))
-        _put6(U, v + line, step, _g(a[1], b[1], e[1]))
-        _put6(U, v + 2 * line, step, _g(a[2], b[2], e[2]))
-        _put6(U, v + 3 * line, step, _g(a[3], b[3], e[3]))
-        _put6(U, v + 4 * line, step, _g(a[4], b[4], e[4]))
-        _put6(U, v + 5 * line, step, _g(a[5], b[5], e[5]))
+        put6(U, v, step, g_w(a[0], b[0], e[0]))
+        put6(U, v + line, step, g_w(a[1], b[1], e[1]))
+        put6(U, v + 2 * line, step, g_w(a[2], b[2], e[2]))
+        put6(U, v + 3 * line, step, g_w(a[3], b[3], e[3]))
+        put6(U, v + 4 * line, step, g_w(a[4], b[4], e[4]))
+        put6(U, v + 5 * line, step, g_w(a[5], b[5], e[5]))
 
 
 @kernel
@@ -191,58 +88,16 @@ def filter_gradient(thread, threads, args):
     for c in range(thread * C // threads, (thread + 1) * C // threads):
         for d in range(0, D, WIDTH):
             o = c * D + d
-            u0, u1, u2 = _g_t_at(dU, o, line), _g_t_at(dU, o + column, line), _g_t_at(dU, o + 2 * column, line)
+            u0, u1, u2 = g_t_at(dU, o, line), g_t_at(dU, o + column, line), g_t_at(dU, o + 2 * column, line)
             o += 3 * column
-            u3, u4, u5 = _g_t_at(dU, o, line), _g_t_at(dU, o + column, line), _g_t_at(dU, o + 2 * column, line)
+            u3, u4, u5 = g_t_at(dU, o, line), g_t_at(dU, o + column, line), g_t_at(dU, o + 2 * column, line)
             o = c * D + d
-            _put3(dW, o, column, _g_t(u0[0], u1[0], u2[0], u3[0], u4[0], u5[0]))
-            _put3(dW, o + 3 * column, column, _g_t(u0[1], u1[1], u2[1], u3[1], u4[1], u5[1]))
-            _put3(dW, o + 6 * column, column, _g_t(u0[2], u1[2], u2[2], u3[2], u4[2], u5[2]))
+            put3(dW, o, column, g_t(u0[0], u1[0], u2[0], u3[0], u4[0], u5[0]))
+            put3(dW, o + 3 * column, column, g_t(u0[1], u1[1], u2[1], u3[1], u4[1], u5[1]))
+            put3(dW, o + 6 * column, column, g_t(u0[2], u1[2], u2[2], u3[2], u4[2], u5[2]))
 
 
 # --- tiles of the image -----------------------------------------------------------------------------------------------
-
-
-# Both passes of a transform keep their numbers in registers: a detour through memory costs as much as the arithmetic.
-# Bᵀ d B, 36 numbers, does not fit; there the first pass is made anew for each pair of lines that shares its terms.
-
-
-@inline
-def _line_0(x, o, s):
-    """Line 0 of Bᵀ d in one column, from d in steps of s."""
-    return fma(load(x, o + 2 * s), splat(f4(-5)), fma(load(x, o), splat(f4(4)), load(x, o + 4 * s)))
-
-
-@inline
-def _lines_1_2(x, o, s):
-    p, q = load(x, o + 4 * s) - load(x, o + 2 * s) * f4(4), load(x, o + 3 * s) - load(x, o + s) * f4(4)
-    return p + q, p - q
-
-
-@inline
-def _lines_3_4(x, o, s):
-    r, q = load(x, o + 4 * s) - load(x, o + 2 * s), (load(x, o + 3 * s) - load(x, o + s)) * f4(2)
-    return r + q, r - q
-
-
-@inline
-def _transform(x, o, s, n, V, v, step):
-    """V = Bᵀ d B of one patch and vector of channels: d_ij at x[o + i s + j n], V_ξ at V[v + ξ step]."""
-    a0, a1, a2 = _line_0(x, o, s), _line_0(x, o + n, s), _line_0(x, o + 2 * n, s)
-    a3, a4, a5 = _line_0(x, o + 3 * n, s), _line_0(x, o + 4 * n, s), _line_0(x, o + 5 * n, s)
-    _put6(V, v, step, _b_t(a0, a1, a2, a3, a4, a5))
-    b0, b1, b2 = _lines_1_2(x, o, s), _lines_1_2(x, o + n, s), _lines_1_2(x, o + 2 * n, s)
-    b3, b4, b5 = _lines_1_2(x, o + 3 * n, s), _lines_1_2(x, o + 4 * n, s), _lines_1_2(x, o + 5 * n, s)
-    _put6(V, v + 6 * step, step, _b_t(b0[0], b1[0], b2[0], b3[0], b4[0], b5[0]))
-    _put6(V, v + 12 * step, step, _b_t(b0[1], b1[1], b2[1], b3[1], b4[1], b5[1]))
-    c0, c1, c2 = _lines_3_4(x, o, s), _lines_3_4(x, o + n, s), _lines_3_4(x, o + 2 * n, s)
-    c3, c4, c5 = _lines_3_4(x, o + 3 * n, s), _lines_3_4(x, o + 4 * n, s), _lines_3_4(x, o + 5 * n, s)
-    _put6(V, v + 18 * step, step, _b_t(c0[0], c1[0], c2[0], c3[0], c4[0], c5[0]))
-    _put6(V, v + 24 * step, step, _b_t(c0[1], c1[1], c2[1], c3[1], c4[1], c5[1]))
-    o += s  # line 5 of d_0 … d_5 is line 0 of d_1, d_3, d_5
-    a0, a1, a2 = _line_0(x, o, s), _line_0(x, o + n, s), _line_0(x, o + 2 * n, s)
-    a3, a4, a5 = _line_0(x, o + 3 * n, s), _line_0(x, o + 4 * n, s), _line_0(x, o + 5 * n, s)
-    _put6(V, v + 30 * step, step, _b_t(a0, a1, a2, a3, a4, a5))
 
 
 @inline
@@ -263,12 +118,12 @@ def _patch(x, p, H, W, C, t, V, v, step, lanes, next_lanes):
     for c in range(0, C, WIDTH):
         place = v + c // lanes * next_lanes + c % lanes
         if inside:
-            _transform(x, base + c, W * C, C, V, place, step)
+            transform_patch(x, base + c, W * C, C, V, place, step)
         else:
             for i in range(max(0, -top), min(6, H - top)):
                 for j in range(max(0, -left), min(6, W - left)):
                     store(t, (6 * i + j) * WIDTH, load(x, base + (i * W + j) * C + c))
-            _transform(t, 0, 6 * WIDTH, WIDTH, V, place, step)
+            transform_patch(t, 0, 6 * WIDTH, WIDTH, V, place, step)
 
 
 @inline
@@ -281,18 +136,18 @@ def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step):
     high, wide = min(4, H - top), min(4, W - left)
     for k in range(0, lanes, WIDTH):
         i = m + k
-        m0, m1, m2 = _a_t_at(M, i, 6 * step), _a_t_at(M, i + step, 6 * step), _a_t_at(M, i + 2 * step, 6 * step)
+        m0, m1, m2 = a_t_at(M, i, 6 * step), a_t_at(M, i + step, 6 * step), a_t_at(M, i + 2 * step, 6 * step)
         i += 3 * step
-        m3, m4, m5 = _a_t_at(M, i, 6 * step), _a_t_at(M, i + step, 6 * step), _a_t_at(M, i + 2 * step, 6 * step)
+        m3, m4, m5 = a_t_at(M, i, 6 * step), a_t_at(M, i + step, 6 * step), a_t_at(M, i + 2 * step, 6 * step)
         shift = load(bias, image * bias_step + d + k)
         o = ((image * H + top) * W + left) * D + d + k
-        _put4(y, o, D, wide, shift, _a_t(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0]))
+        put4(y, o, D, wide, shift, a_t(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0]))
         if high > 1:
-            _put4(y, o + W * D, D, wide, shift, _a_t(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1]))
+            put4(y, o + W * D, D, wide, shift, a_t(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1]))
         if high > 2:
-            _put4(y, o + 2 * W * D, D, wide, shift, _a_t(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2]))
+            put4(y, o + 2 * W * D, D, wide, shift, a_t(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2]))
         if high > 3:
-            _put4(y, o + 3 * W * D, D, wide, shift, _a_t(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3]))
+            put4(y, o + 3 * W * D, D, wide, shift, a_t(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3]))
 
 
 @inline
@@ -308,18 +163,18 @@ def _output_gradients(dy, p, H, W, D, dM, m, step, lanes, next_lanes):
         z = zero()
         none = (z, z, z, z, z, z)
         o = ((image * H + top) * W + left) * D + d
-        y0 = _a_at(dy, o, s, high)
-        y1 = _a_at(dy, o + D, s, high) if wide > 1 else none
-        y2 = _a_at(dy, o + 2 * D, s, high) if wide > 2 else none
-        y3 = _a_at(dy, o + 3 * D, s, high) if wide > 3 else none
+        y0 = a_at(dy, o, s, high)
+        y1 = a_at(dy, o + D, s, high) if wide > 1 else none
+        y2 = a_at(dy, o + 2 * D, s, high) if wide > 2 else none
+        y3 = a_at(dy, o + 3 * D, s, high) if wide > 3 else none
         place = m + d // lanes * next_lanes + d % lanes
         line = 6 * step
-        _put6(dM, place, step, _a(y0[0], y1[0], y2[0], y3[0]))
-        _put6(dM, place + line, step, _a(y0[1], y1[1], y2[1], y3[1]))
-        _put6(dM, place + 2 * line, step, _a(y0[2], y1[2], y2[2], y3[2]))
-        _put6(dM, place + 3 * line, step, _a(y0[3], y1[3], y2[3], y3[3]))
-        _put6(dM, place + 4 * line, step, _a(y0[4], y1[4], y2[4], y3[4]))
-        _put6(dM, place + 5 * line, step, _a(y0[5], y1[5], y2[5], y3[5]))
+        put6(dM, place, step, a_dy(y0[0], y1[0], y2[0], y3[0]))
+        put6(dM, place + line, step, a_dy(y0[1], y1[1], y2[1], y3[1]))
+        put6(dM, place + 2 * line, step, a_dy(y0[2], y1[2], y2[2], y3[2]))
+        put6(dM, place + 3 * line, step, a_dy(y0[3], y1[3], y2[3], y3[3]))
+        put6(dM, place + 4 * line, step, a_dy(y0[4], y1[4], y2[4], y3[4]))
+        put6(dM, place + 5 * line, step, a_dy(y0[5], y1[5], y2[5], y3[5]))
 
 
 # --- the two products -------------------------------------------------------------------------------------------------

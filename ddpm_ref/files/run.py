@@ -210,9 +210,10 @@ def run_training(
     saved = time.monotonic()
     with stop_signals() as stopped:
         while trainer.state.step < settings.steps and not stopped():
-            report = trainer.step()
-            log.add(report)
-            progress(report)
+            for report in trainer.steps(_undisturbed(trainer.state.step, settings)):
+                log.add(report)
+                progress(report)
+            assert report is not None
             if report.step % settings.log_every == 0:
                 log.write(report, adam.learning_rate(report.step))
             due = report.step % settings.save_every == 0 or time.monotonic() - saved > SAVE_SECONDS
@@ -223,6 +224,12 @@ def run_training(
             log.write(report, adam.learning_rate(report.step))
             save(trainer, data, folder)
         return stopped()
+
+
+def _undisturbed(step: int, settings: RunSettings) -> int:
+    """How many steps there are to the next one after which something is written, or the last."""
+    every = (settings.log_every, settings.save_every)
+    return min(settings.steps - step, *(n - step % n for n in every))
 
 
 def save(trainer: Trainer, data: DataSource, folder: Path) -> Path:

@@ -10,7 +10,6 @@ import numpy as np
 
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array, Steps, check_float
-from ddpm_ref.nn import ops
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.nn.params import Params, Scope, count
 from ddpm_ref.nn.plan import Piece, UNetConfig, make_plan, piece_shapes
@@ -76,7 +75,8 @@ class UNet:
     ) -> tuple[Array, Backward]:
         """The network's output and its adjoint.
 
-        x_t: (N, H, W, C) of the parameters' dtype.  t: one integer or (N,) int, the paper's steps 1..T.
+        x_t: (N, H, W, C) of the parameters' dtype.  t: one integer or (N,) int, the paper's steps 1..T; (N,) of them may
+        also be an array of the backend, whose `time_embedding` then takes it.
         dropout: None, or dropout(layer, shape) -> uniforms in [0, 1), one layer number for each block.
         adjoint: False if backward will not be called, so that intermediate arrays are freed at once.
         Returns output, (N, H, W, out_channels), and backward(d_output) -> dx, grads with grads a `Params`; it frees
@@ -140,8 +140,10 @@ class UNet:
             raise ValueError(f"x_t: wanted the parameters' dtype, {params.vector.dtype}, got {x_t.dtype}")
         if params.shapes != self.shapes:
             raise ValueError("params: not the parameters of this network (their names or shapes differ)")
-        steps = np.asarray(t)
-        if steps.dtype.kind not in "iu" or steps.shape not in ((), (len(x_t),)) or (steps.size and steps.min() < 1):
+        on_device = hasattr(t, "__array_function__") and not isinstance(t, (np.ndarray, np.generic))
+        steps = t if on_device else np.asarray(t)
+        small = not on_device and steps.size and steps.min() < 1  # on a device this would wait for it
+        if steps.dtype.kind not in "iu" or steps.shape not in ((), (len(x_t),)) or small:
             raise ValueError(
                 f"t: wanted one integer >= 1 or ({len(x_t)},) of them, got {steps.dtype} of shape {steps.shape}"
             )
@@ -179,11 +181,11 @@ def _no_adjoint(d: Array, _g: Scope) -> Array:
 
 def _time(p: Scope, x_t: Array, t: Array, cfg: UNetConfig, run: Backend) -> tuple[Array, Backward]:
     """SiLU(temb), (N, 4 base), computed once: every block begins by applying its own Dense to it."""
-    h = run.to_device(ops.time_embedding(t, cfg.base).astype(x_t.dtype))
+    h = run.time_embedding(t, cfg.base, x_t.dtype)
     h, dense0 = run.dense(h, p["dense0/W"], p["dense0/b"])
-    h, silu0 = ops.silu(h)
+    h, silu0 = run.silu(h)
     h, dense1 = run.dense(h, p["dense1/W"], p["dense1/b"])
-    h, silu1 = ops.silu(h)
+    h, silu1 = run.silu(h)
 
     def backward(d: Array, g: Scope) -> None:
         d, g["dense1/W"], g["dense1/b"] = dense1(silu1(d))

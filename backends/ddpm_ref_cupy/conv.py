@@ -1,0 +1,171 @@
+"""`Backend.conv3x3`: on tensor cores where `tiles` says so, else matrix products over gathered windows."""
+
+import numpy as np
+
+from ddpm_ref.checks import Array
+from ddpm_ref.nn.ops import Backward
+from ddpm_ref_cupy import tiles
+from ddpm_ref_cupy.dense import add_bias, column_sums, part_sums, rounded, spread
+from ddpm_ref_cupy.device import Device, Launch
+
+COLUMN_BYTES = 256 << 20
+"""Most memory that the windows of a part of the batch take."""
+
+
+def conv3x3(run: Device, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+    """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
+    x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
+    n, h, w, c = x.shape
+    if stride == 1 and run.precision != "fp32" and x.dtype == np.float32:
+        of = (n, h, w, tiles.padded(c, run.precision), tiles.padded(W.shape[3], run.precision))
+        if tiles.blocks(*of, run.precision, run.processors) and tiles.gradient_blocks(*of, run.precision, run.processors):
+            return _on_tensor_cores(run, x, W, b)
+    return _over_windows(run, x, W, b, stride)
+
+
+# --- tensor cores ----------------------------------------------------------------------------------------------------
+
+
+def _on_tensor_cores(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+    """Stride 1, float32, operands rounded to the device's precision."""
+    c, d = W.shape[2:]
+    wide_c, wide_d = tiles.padded(c, run.precision), tiles.padded(d, run.precision)
+    x, W = _padded(run, x, wide_c), _padded(run, W, wide_c, wide_d)
+    y = _convolve_tiles(run, x, W, _padded(run, b, wide_d), turned=False)
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dy = run.contiguous(dy)
+        db = column_sums(run, dy) if b.ndim == 1 else part_sums(run, dy, len(dy))
+        wide = _padded(run, dy, wide_d)
+        dx = _convolve_tiles(run, wide, W, run.zeros((wide_c,), np.float32), turned=True)
+        dW = _gradient_of_tiles(run, x, wide)
+        return _cut(run, dx, c), _cut(run, dW[:, :, :c], d), db
+
+    return _cut(run, y, d), backward
+
+
+def _padded(run: Device, a: Array, *sizes: int) -> Array:
+    """a, its last axes filled up with zeros to these sizes."""
+    shape = a.shape[: a.ndim - len(sizes)] + sizes
+    if shape == a.shape:
+        return a
+    wide = run.zeros(shape, a.dtype)
+    wide[tuple(map(slice, a.shape))] = a
+    return wide
+
+
+def _cut(run: Device, a: Array, size: int) -> Array:
+    """The first `size` of the last axis, contiguous."""
+    return run.contiguous(a[..., :size])
+
+
+def _convolve_tiles(run: Device, x: Array, W: Array, b: Array, *, turned: bool) -> Array:
+    """y = conv(x) + b; turned: with the filters of the adjoint, from W's D channels to its C."""
+    n, h, w, c = x.shape
+    d = W.shape[2 if turned else 3]
+    cut = tiles.blocks(n, h, w, c, d, run.precision, run.processors)
+    assert cut is not None
+    filters = run.empty((9, c, d), np.uint16 if run.precision == "bf16" else np.uint32)
+    pack = spread(f"conv_tensor.pack_{run.precision}_filters", W.size)
+    run.launch(pack, W, filters, *map(np.int32, (*W.shape[2:], turned)))
+    y = run.empty((n, h, w, d), np.float32)
+    t = cut.tiling
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, d if b.ndim == 2 else 0)
+    run.launch(Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared), x, filters, b, y, *map(np.int32, sizes))
+    return y
+
+
+def _gradient_of_tiles(run: Device, x: Array, dy: Array) -> Array:
+    """dW of padded x and dy."""
+    n, h, w, c = x.shape
+    d = dy.shape[3]
+    cut = tiles.gradient_blocks(n, h, w, c, d, run.precision, run.processors)
+    assert cut is not None
+    count = cut.grid[2]
+    parts = run.empty((count, 3, 3, c, d), np.float32)
+    t = cut.tiling
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count)
+    launch = Launch(cut.kernel, cut.grid, (tiles.GRADIENT_THREADS,), cut.shared)
+    run.launch(launch, x, dy, parts, *map(np.int32, sizes))
+    if count == 1:
+        return parts[0]
+    dW = run.empty((3, 3, c, d), np.float32)
+    run.launch(spread("conv_tensor.sum_parts", dW.size // 4), parts, dW, np.int32(count), np.int32(dW.size // 4))
+    return dW
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def _over_windows(run: Device, x: Array, W: Array, b: Array, stride: int) -> tuple[Array, Backward]:
+    """Any dtype, precision and stride.
+
+    forward    y  = windows(x) W + b             adjoint    dx = windows(dy, spread by the stride) W*
+               dW = windows(x)ᵀ dy               db = Σ dy
+    """
+    n, h, w, c = x.shape
+    d = W.shape[3]
+    top, left = (0 if stride == 2 and size % 2 == 0 else 1 for size in (h, w))
+    p, q = -(-h // stride), -(-w // stride)
+    y = run.empty((n, p, q, d), x.dtype)
+    _convolve(run, x, W, y, stride, 1, top, left)
+    add_bias(run, y, b, n * p * q if b.ndim == 1 else p * q)
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dy = run.contiguous(dy)
+        dW, dx = run.empty((3, 3, c, d), x.dtype), run.empty(x.shape, x.dtype)
+        _filter_gradient(run, x, dy, dW, stride, top, left)
+        turned = run.empty((3, 3, d, c), x.dtype)
+        run.launch(spread("conv.turned", W.size, W.dtype.type), W, turned, np.int32(c), np.int32(d))
+        _convolve(run, dy, turned, dx, 1, stride, 2 - top, 2 - left)
+        return dx, dW, column_sums(run, dy) if b.ndim == 1 else part_sums(run, dy, n)
+
+    return y, backward
+
+
+def _is_bf16(run: Device, dtype: np.dtype) -> bool:
+    """Whether the operands of products of this dtype are rounded to bfloat16."""
+    return run.precision == "bf16" and dtype == np.float32
+
+
+def _parts(run: Device, n: int, pixels: int, c: int, dtype: np.dtype) -> list[slice]:
+    """The batch in parts whose windows fit `COLUMN_BYTES`."""
+    each = 9 * pixels * c * (2 if _is_bf16(run, dtype) else dtype.itemsize)
+    size = max(1, min(n, COLUMN_BYTES // each))
+    return [slice(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def _windows(run: Device, x: Array, shape: tuple[int, int], stride: int, spread_by: int, top: int, left: int) -> Array:
+    """windows(x) for these destination pixels, (N · P · Q, 9C); bfloat16 where the device's precision is that."""
+    n, h, w, c = x.shape
+    p, q = shape
+    bf16 = _is_bf16(run, x.dtype)
+    columns = run.empty((n * p * q, 9 * c), np.uint16 if bf16 else x.dtype)
+    wide = 4 if c % 4 == 0 else 1
+    name = "conv.windows" + ("4" if wide == 4 else "") + ("_bf16" if bf16 else "")
+    sizes = (n, h, w, c // wide, p, q, stride, spread_by, top, left)
+    run.launch(spread(name, columns.size // wide, x.dtype.type), x, columns, *map(np.int32, sizes))
+    return columns
+
+
+def _convolve(run: Device, x: Array, W: Array, y: Array, stride: int, spread_by: int, top: int, left: int) -> None:
+    """y = windows(x) W."""
+    c, d = W.shape[2:]
+    p, q = y.shape[1:3]
+    filters = W.reshape(9 * c, d)
+    if _is_bf16(run, x.dtype):
+        filters = rounded(run, filters)
+    for part in _parts(run, len(x), p * q, c, x.dtype):
+        columns = _windows(run, x[part], (p, q), stride, spread_by, top, left)
+        run.matmul(columns, filters, y[part].reshape(-1, d))
+
+
+def _filter_gradient(run: Device, x: Array, dy: Array, dW: Array, stride: int, top: int, left: int) -> None:
+    """dW = windows(x)ᵀ dy."""
+    c, d = dW.shape[2:]
+    p, q = dy.shape[1:3]
+    gradients = rounded(run, dy) if _is_bf16(run, x.dtype) else dy
+    for part in _parts(run, len(x), p * q, c, x.dtype):
+        columns = _windows(run, x[part], (p, q), stride, 1, top, left)
+        out = dW.reshape(9 * c, d)
+        run.matmul(columns, gradients[part].reshape(-1, d), out, trans_a=True, add=part.start > 0)

@@ -1,0 +1,54 @@
+// What stands around a matrix product: biases, their gradients, rounding of the operands.
+
+// y (rows, D) += b, (D) or one row of b for every `rows_each` rows of y.
+extern "C" __global__ void __launch_bounds__(256) add_bias(
+    real* __restrict__ y, const real* __restrict__ b, long long rows, int D, long long rows_each) {
+    i64 total = rows * D;
+    for (i64 o = first_index(); o < total; o += index_step()) {
+        i64 row = o / D;
+        y[o] += b[row / rows_each * D + o % D];
+    }
+}
+
+// The same four columns at a time: D counts groups of four.
+extern "C" __global__ void __launch_bounds__(256) add_bias4(
+    real* __restrict__ y, const real* __restrict__ b, long long rows, int D, long long rows_each) {
+    i64 total = rows * D;
+    for (i64 o = first_index(); o < total; o += index_step()) {
+        i64 row = o / D;
+        Four<real> v = load4(y + 4 * o), s = load4(b + 4 * (row / rows_each * D + o % D));
+        store4(y + 4 * o, Four<real>{v.x + s.x, v.y + s.y, v.z + s.z, v.w + s.w});
+    }
+}
+
+// sums (parts, D): of the rows of each part of dy (parts, rows, D). Grid (D / 32, parts); 32 columns and 8 rows at a time.
+extern "C" __global__ void __launch_bounds__(256) column_sums(
+    const real* __restrict__ dy, real* __restrict__ sums, int rows, int D) {
+    __shared__ real part[8][33];
+    int d = blockIdx.x * 32 + threadIdx.x % 32, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const real* from = dy + (i64)blockIdx.y * rows * D;
+    real sum = 0;
+    if (d < D)
+        for (int row = warp; row < rows; row += 8) sum += from[(i64)row * D + d];
+    part[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && d < D) {
+        for (int w = 1; w < 8; w++) sum += part[w][lane];
+        sums[(i64)blockIdx.y * D + d] = sum;
+    }
+}
+
+// To bfloat16, to the nearest.
+extern "C" __global__ void __launch_bounds__(256) round_bf16(
+    const float* __restrict__ x, unsigned short* __restrict__ y, long long size) {
+    for (i64 o = first_index(); o < size; o += index_step()) y[o] = to_bf16(x[o]);
+}
+
+// The same four at a time: size counts groups of four.
+extern "C" __global__ void __launch_bounds__(256) round4_bf16(
+    const float* __restrict__ x, unsigned short* __restrict__ y, long long size) {
+    for (i64 o = first_index(); o < size; o += index_step()) {
+        Four<float> v = load4(x + 4 * o);
+        store4(y + 4 * o, Four<bf16>{to_bf16(v.x), to_bf16(v.y), to_bf16(v.z), to_bf16(v.w)});
+    }
+}

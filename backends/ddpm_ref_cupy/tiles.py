@@ -1,0 +1,95 @@
+"""Which convolutions run on tensor cores (`kernels/conv_tensor.cu`), and how they are cut into blocks.
+
+The rule: float32 arrays at precision tf32 or bf16, stride 1, and a tile of pixels that fits the image (`tiling`); channels
+are padded with zeros to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered windows.
+"""
+
+from typing import NamedTuple
+
+CHUNK = {"bf16": 32, "tf32": 16}
+"""Channels of x at a time: 64 bytes of operands."""
+EFFICIENCY = {(256, 128): 1.0, (128, 128): 1.0, (128, 64): 0.8, (64, 64): 0.65, (64, 32): 0.45}
+"""(Pixels, channels) of a block, and the share of the best rate it reaches where all processors have enough of them."""
+GRADIENT_PIXELS = {"bf16": 128, "tf32": 64}
+GRADIENT_WIDE = 64
+GRADIENT_THREADS = 384
+
+
+class Tiling(NamedTuple):
+    """A tile of pixels: whole images, or rows x columns of one. count: tiles of the batch."""
+
+    images: int
+    rows: int
+    columns: int
+    count: int
+
+    @property
+    def places(self) -> int:
+        """Pixels of a tile with its rim."""
+        return self.images * (self.rows + 2) * (self.columns + 2)
+
+
+class Blocks(NamedTuple):
+    """A forward convolution: kernel, grid, threads, bytes of shared memory, tiles."""
+
+    kernel: str
+    grid: tuple[int, int]
+    threads: int
+    shared: int
+    tiling: Tiling
+
+
+class GradientBlocks(NamedTuple):
+    """A filter gradient: kernel, grid (of which the last axis is the parts that are added up), shared memory, tiles."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    shared: int
+    tiling: Tiling
+
+
+def tiling(n: int, h: int, w: int, pixels: int) -> Tiling | None:
+    """Tiles of exactly this many pixels; of an image larger than that the ones that stick out least, else None."""
+    if h * w <= pixels:
+        return None if pixels % (h * w) else Tiling(pixels // (h * w), h, w, -(-n * h * w // pixels))
+    cuts = [(pixels // q, q) for q in (32, 16, 8) if pixels // q >= 2]
+    rows, columns = min(cuts, key=lambda cut: -(-h // cut[0]) * -(-w // cut[1]))
+    return Tiling(1, rows, columns, n * -(-h // rows) * -(-w // columns))
+
+
+def padded(channels: int, precision: str) -> int:
+    """Channels filled up to whole chunks."""
+    return -(-channels // CHUNK[precision]) * CHUNK[precision]
+
+
+def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> Blocks | None:
+    """The fastest cut of a forward convolution from c to d channels, by `EFFICIENCY`; None if no tile fits the image."""
+    found, least = None, float("inf")
+    for (pixels, wide), efficiency in EFFICIENCY.items():
+        threads = 256 if pixels == 256 else 128
+        cut = tiling(n, h, w, pixels)
+        if cut is None or 4 * cut.places > 9 * threads:  # the kernel reads a ninth of a chunk at a time, 16 bytes a thread
+            continue
+        grid = (-(-d // wide), cut.count)
+        cost = -(-grid[0] * grid[1] // processors) * pixels * wide / efficiency
+        if cost < least:
+            size = 2 if precision == "bf16" else 4
+            ring = 4 * CHUNK[precision] * (wide + 8) * size
+            shared = 2 * cut.places * 80 + ring + 4 * cut.places
+            found = Blocks(f"conv_tensor.{precision}_{pixels}x{wide}", grid, threads, shared, cut)
+            least = cost
+    return found
+
+
+def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> GradientBlocks | None:
+    """Blocks of 64 x 64 channels, over as many parts of the pixels as fill the processors once."""
+    pixels = GRADIENT_PIXELS[precision]
+    cut = tiling(n, h, w, pixels)
+    if cut is None:
+        return None
+    across, down = -(-c // GRADIENT_WIDE), -(-d // GRADIENT_WIDE)
+    parts = max(1, min(cut.count, processors // (across * down)))
+    size = 2 if precision == "bf16" else 4
+    rows = cut.places + pixels
+    shared = 2 * rows * (GRADIENT_WIDE + 8) * size + 8 * rows + 4 * pixels
+    return GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
