@@ -12,7 +12,7 @@ COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
 
 
-def conv3x3(run: Device, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+def conv3x3(run: Device, x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
     """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
     x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
     n, h, w, c = x.shape
