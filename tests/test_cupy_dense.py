@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from cuda_host.host_device import HostDevice
 from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
 from ddpm_ref_cupy import dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
-import pytest
 
 from ddpm_ref import backend_cases as cases
 from ddpm_ref.backend_cases import check_case

@@ -68,7 +68,9 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
     for (pixels, wide), efficiency in EFFICIENCY.items():
         threads = 256 if pixels == 256 else 128
         cut = tiling(n, h, w, pixels)
-        if cut is None or 4 * cut.places > 9 * threads:  # the kernel reads a ninth of a chunk at a time, 16 bytes a thread
+        if (
+            cut is None or 4 * cut.places > 9 * threads
+        ):  # the kernel reads a ninth of a chunk at a time, 16 bytes a thread
             continue
         grid = (-(-d // wide), cut.count)
         cost = -(-grid[0] * grid[1] // processors) * pixels * wide / efficiency
