@@ -62,7 +62,7 @@ def _held(s: int, c: int, unit: int, vector: int, itemsize: int, arrays: int) ->
 
 
 def _sums(wide: int, vector: int, threads: int, arrays: int) -> int:
-    """Numbers of a block besides those held: sums of each thread's channels, two of each channel, four of each group."""
+    """Numbers of a block besides those held: sums of each thread's channels, two of a channel, four of a group."""
     return arrays * (threads * vector + wide) + 6 * wide
 
 

@@ -67,17 +67,20 @@ def add(run: Device, a: Array, b: Array) -> tuple[Array, Backward]:
 
 
 def dropout(run: Device, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
-    """`ops.dropout`, its bits. uniform: float32; it is kept for the adjoint, so it must stay as it is."""
-    uniform = run.contiguous(uniform)
+    """`ops.dropout`, its bits.  uniform: float32. One byte an element is kept for the adjoint."""
+    x = run.contiguous(x)
+    n, rate, keep = np.uint64(x.size), np.float32(rate), x.dtype.type(1 / (1 - rate))
+    y, mask = run.empty(x.shape, x.dtype), run.empty(x.shape, np.uint8)
+    launch = by_element(run, "pointwise.pointwise_dropout", x.size, x.dtype)
+    run.launch(launch, x, run.contiguous(uniform), y, mask, n, rate, keep)
 
-    def masked(x: Array) -> Array:
-        y = run.empty(x.shape, x.dtype)
-        launch = by_element(run, "pointwise.pointwise_dropout", x.size, x.dtype)
-        keep = x.dtype.type(1 / (1 - rate))
-        run.launch(launch, run.contiguous(x), uniform, y, np.uint64(x.size), np.float32(rate), keep)
-        return y
+    def backward(dy: Array) -> Array:
+        dx = run.empty(dy.shape, dy.dtype)
+        launch = by_element(run, "pointwise.pointwise_dropout_back", dy.size, dy.dtype)
+        run.launch(launch, run.contiguous(dy), mask, dx, n, keep)
+        return dx
 
-    return masked(x), masked
+    return y, backward
 
 
 def silu(run: Device, x: Array) -> tuple[Array, Backward]:

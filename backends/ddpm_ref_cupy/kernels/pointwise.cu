@@ -1,12 +1,13 @@
-// Operations that move numbers or change each by itself. They cost what memory costs, so each reads and writes once.
+// Operations that move numbers or change each by itself. They cost what memory costs, so each reads and writes once;
+// the bits are NumPy's, but for SiLU.
 //
 // Where images are cut, the grid is (vectors of an image / 256, images) and images beyond the grid are walked to. V, 4 or
 // 1: numbers a thread moves at once; the functions below are written for either, T being Four<real> or real.
 
 typedef Four<real> Reals;
 
-DEVICE real plus(real a, real b) { return a + b; }
-DEVICE Reals plus(const Reals& a, const Reals& b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
+DEVICE real plus(real a, real b) { return add_rn(a, b); }
+DEVICE Reals plus(const Reals& a, const Reals& b) { return {plus(a.x, b.x), plus(a.y, b.y), plus(a.z, b.z), plus(a.w, b.w)}; }
 
 // Whether these may be read and written in fours: a view may begin anywhere.
 DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) { return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0; }
@@ -94,22 +95,41 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_add(
     u64 fours = in_fours(a, b, y) ? n / 4 : 0;
     for (u64 i = first_index(); i < fours; i += index_step())
         store4(y + 4 * i, plus(load4(a + 4 * i), load4(b + 4 * i)));
-    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) y[i] = a[i] + b[i];
+    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) y[i] = plus(a[i], b[i]);
 }
 
-// 0 where u < rate, x keep elsewhere. It multiplies by 0 as NumPy does: the sign stays.
-DEVICE real dropped(real x, float u, float rate, real keep) { return x * (u >= rate ? keep : 0); }
+// By 0 and not to 0: the sign stays, and NaN, as in NumPy.
+DEVICE real masked(real x, unsigned char kept, real keep) { return mul_rn(x, kept ? keep : real(0)); }
 
+typedef Four<unsigned char> Mask;
+
+DEVICE Reals masked(const Reals& x, const Mask& m, real keep) {
+    return {masked(x.x, m.x, keep), masked(x.y, m.y, keep), masked(x.z, m.z, keep), masked(x.w, m.w, keep)};
+}
+
+// mask = u ≥ rate, kept for the adjoint; y = x keep there, 0 elsewhere.
 extern "C" __global__ void __launch_bounds__(256) pointwise_dropout(
-    const real* __restrict__ x, const float* __restrict__ u, real* __restrict__ y, u64 n, float rate, real keep) {
+    const real* __restrict__ x, const float* __restrict__ u, real* __restrict__ y, unsigned char* __restrict__ mask, u64 n,
+    float rate, real keep) {
     u64 fours = in_fours(x, u, y) ? n / 4 : 0;
     for (u64 i = first_index(); i < fours; i += index_step()) {
-        Reals a = load4(x + 4 * i);
         Four<float> v = load4(u + 4 * i);
-        store4(y + 4 * i, Reals{dropped(a.x, v.x, rate, keep), dropped(a.y, v.y, rate, keep),
-                                dropped(a.z, v.z, rate, keep), dropped(a.w, v.w, rate, keep)});
+        Mask m = {v.x >= rate, v.y >= rate, v.z >= rate, v.w >= rate};
+        store4(mask + 4 * i, m);
+        store4(y + 4 * i, masked(load4(x + 4 * i), m, keep));
     }
-    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) y[i] = dropped(x[i], u[i], rate, keep);
+    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) {
+        mask[i] = u[i] >= rate;
+        y[i] = masked(x[i], mask[i], keep);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) pointwise_dropout_back(
+    const real* __restrict__ dy, const unsigned char* __restrict__ mask, real* __restrict__ dx, u64 n, real keep) {
+    u64 fours = in_fours(dy, dx) ? n / 4 : 0;
+    for (u64 i = first_index(); i < fours; i += index_step())
+        store4(dx + 4 * i, masked(load4(dy + 4 * i), load4(mask + 4 * i), keep));
+    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) dx[i] = masked(dy[i], mask[i], keep);
 }
 
 DEVICE real logistic(real x) { return 1 / (1 + exp(-x)); }
