@@ -45,8 +45,10 @@ class CupyBackend(Backend):
             device = CudaDevice(precision or "fp32")
         self.run = device
         self.threads = 1
+        self.longest = 0  # T of the schedules seen, and the embeddings of their t: `step.time_embedding`
+        self.embeddings: dict[tuple[int, int, np.dtype], Array] = {}
         self.version, self.device = device.version, device.name
-        self.note = f"precision {device.precision}, of fp32, tf32 and bf16; other predictions than ε: NumPy's bodies"
+        self.note = f"precision {device.precision}, of fp32, tf32 and bf16; predictions of μ and learned variances: NumPy's p_sample"
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`."""
@@ -118,10 +120,10 @@ class CupyBackend(Backend):
         clip: bool = False,
         temperature: float = 1.0,
     ) -> tuple[Array, Array]:
-        """Algorithm 2, line 4, with its noise, the same bits; other than ε and a fixed variance: NumPy's body."""
-        kinds = dict(var=var, clip=clip, temperature=temperature)
-        if predicts != "eps" or (isinstance(var, str) and var == "learned"):
-            return super().p_sample(schedule, x_t, t, output, seed, samples, predicts=predicts, **kinds)
+        """Algorithm 2, line 4, with its noise, the same bits; of μ or with a learned variance: NumPy's body."""
+        kinds = dict(predicts=predicts, var=var, clip=clip, temperature=temperature)
+        if not noise.takes(x_t, t, output, predicts, var):
+            return super().p_sample(schedule, x_t, t, output, seed, samples, **kinds)
         return noise.p_sample(self.run, schedule, x_t, t, output, seed, samples, **kinds)
 
     def update(

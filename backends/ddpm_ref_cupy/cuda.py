@@ -69,9 +69,12 @@ def _stream(cupy: Any) -> Any:
 
 
 class CudaDevice(Device):
-    """One card. precision: "fp32", "tf32" or "bf16", what products of float32 arrays round their operands to."""
+    """One card. precision: "fp32", "tf32" or "bf16", what products of float32 arrays round their operands to.
 
-    def __init__(self, precision: str = "fp32") -> None:
+    graphs: False to launch one by one whatever would be a graph.
+    """
+
+    def __init__(self, precision: str = "fp32", *, graphs: bool = True) -> None:
         check_choice("precision", precision, PRECISIONS)
         self.cupy = load_cupy()
         properties = self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.runtime.getDevice())
@@ -82,7 +85,7 @@ class CudaDevice(Device):
         self.total: int = properties["totalGlobalMem"]
         if precision != "fp32" and self.capability < TENSOR_CORES:
             raise ValueError(f"precision: {self.name} has no {precision}, only fp32")
-        self.precision = precision
+        self.precision, self.graphs = precision, graphs
         self.stream = _stream(self.cupy)
         self.stream.use()
         self._kernels: dict[tuple[str, Any], Any] = {}
@@ -101,6 +104,9 @@ class CudaDevice(Device):
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.cupy.zeros(shape, dtype)
+
+    def holds(self, x: Array) -> bool:
+        return isinstance(x, self.cupy.ndarray)
 
     def contiguous(self, x: Array) -> Array:
         return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
@@ -133,6 +139,10 @@ class CudaDevice(Device):
         if launch.shared > SMALL_SHARED and kernel.max_dynamic_shared_size_bytes < launch.shared:
             kernel.max_dynamic_shared_size_bytes = launch.shared
         return kernel
+
+    def compile(self, file: str, real: np.dtype) -> None:
+        """Compile a kernel file, or take it from the cache."""
+        self._module(file, real).compile()
 
     def _module(self, file: str, real: np.dtype) -> Any:
         """The kernels of `kernels/file.cu` for one type."""
@@ -170,6 +180,11 @@ class CudaDevice(Device):
         free, total = self.cupy.cuda.runtime.memGetInfo()
         return free + self.cupy.get_default_memory_pool().free_bytes(), total
 
+    def forget(self) -> None:
+        gc.collect()
+        self.stream.synchronize()
+        self.cupy.get_default_memory_pool().free_all_blocks()
+
     @contextmanager
     def recording(self) -> Iterator[Recording]:
         """Note what is allocated within, and when it is freed."""
@@ -190,7 +205,7 @@ class CudaDevice(Device):
             yield recording
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
-        return Graph(self, work)
+        return Graph(self, work) if self.graphs else work
 
 
 class Graph:
@@ -220,9 +235,7 @@ class Graph:
 
     def _captured(self) -> Any:
         run, cupy = self._run, self._run.cupy
-        gc.collect()  # frees the watched step's arrays that only cycles still hold, and would free them while capturing
-        run.stream.synchronize()
-        cupy.get_default_memory_pool().free_all_blocks()
+        run.forget()  # so that the block may lie where the watched step's arrays lay
         arena = Arena(self._recording)
         self._block = block = cupy.cuda.alloc(max(arena.size, 1))
         with cupy.cuda.using_allocator(lambda size: block + arena.place(size)):

@@ -5,11 +5,13 @@ here, its launch sizes included, can be held against NumPy on a machine without 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddpm_ref.checks import Array
+from ddpm_ref_cupy.arena import Recording
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 """What the operands of matrix products and convolutions of float32 arrays are rounded to; sums are float32 always."""
@@ -39,6 +41,21 @@ class Device:
     version = ""
     processors = 132
     shared_limit = 227 << 10
+
+    def holds(self, x: Array) -> bool:
+        """Whether x is an array of this device."""
+        return isinstance(x, np.ndarray)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free for arrays, and of the whole device."""
+        return 1 << 62, 1 << 62
+
+    def forget(self) -> None:
+        """Give back memory that is kept only for reuse."""
+
+    def recording(self) -> AbstractContextManager[Recording]:
+        """Within it, notes what is allocated and freed."""
+        raise NotImplementedError
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         """What does `work` each time it is called, on a GPU from the third time on by one launch of a CUDA graph.
