@@ -1,4 +1,4 @@
-"""The 3x3 convolution in CUDA, run on the CPU, against NumPy's in float64 on operands rounded as the device rounds them."""
+"""The 3x3 convolution in CUDA, run on the CPU, against NumPy's in float64 on the operands as the device rounds them."""
 
 from typing import Any
 
@@ -78,7 +78,7 @@ FITTING = [(n, s, s) for n, s in [(1, 2), (3, 4), (5, 4), (17, 4), (2, 8), (3, 8
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.one_of(st.sampled_from(FITTING), st.tuples(st.integers(1, 2), st.integers(9, 20), st.integers(9, 40))),
+    st.one_of(st.sampled_from(FITTING), st.tuples(st.integers(1, 2), st.integers(8, 20), st.integers(9, 40))),
     st.integers(1, 70), st.integers(1, 70), precisions, orders, st.booleans(), st.sampled_from([1, 4, 132]),
 )  # fmt: skip
 def test_tensor_cores_sum_exactly_the_roundeds(
@@ -150,7 +150,7 @@ def test_blocks_cover_every_pixel_and_channel_and_fit(
     c, d = 16 * c, 16 * d
     cut = tiles.blocks(n, h, w, c, d, precision, processors)
     if cut is None:
-        assert h * w <= 256 and 256 % (h * w)
+        assert h * w < 32
         return
     pixels, wide = map(int, cut.kernel.rpartition("_")[2].split("x"))
     t = cut.tiling
