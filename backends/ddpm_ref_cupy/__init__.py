@@ -52,7 +52,7 @@ class CupyBackend(Backend):
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`."""
-        return conv.conv3x3(self.run, x, W, b, stride)
+        return conv.conv3x3(self.run, x, W, b, stride=stride)
 
     def dense(self, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
         """`ops.dense`."""
@@ -134,7 +134,7 @@ class CupyBackend(Backend):
 
     def time_embedding(self, t: Array, dim: int, dtype: Any) -> Array:
         """`ops.time_embedding`, of t on the host or on the device."""
-        return step.time_embedding(self.run, t, dim, dtype)
+        return step.time_embedding(self, t, dim, dtype)
 
     def training_steps(self, trainer: Trainer) -> Callable[[int], list[StepReport]] | None:
         """Whole steps on the device, where the objective is L_simple on ε; None for others."""
