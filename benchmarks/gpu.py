@@ -287,7 +287,9 @@ def table(out: Path) -> None:
                 best[key] = min(best.get(key, (9e9, "")), (took, row["mode"]))
                 if row["mode"] == "eager":
                     eager[key] = took
-                print(f"  torch {key[0]:20s} {key[1]} {row['mode']:8s} {took:9.3f} ms, {row.get('peak_memory_gib', 0):.2f} GiB")
+                print(
+                    f"  torch {key[0]:20s} {key[1]} {row['mode']:8s} {took:9.3f} ms, {row.get('peak_memory_gib', 0):.2f} GiB"
+                )
     for path in sorted(out.glob("bench-ours*.json")):
         row = json.loads(path.read_text())
         key, ours = (row["step"], row["precision"]), row["graph"]["median_ms"]
@@ -301,7 +303,9 @@ def table(out: Path) -> None:
     path = out / "bench-convs.json"
     for row in json.loads(path.read_text())["rows"] if path.exists() else []:
         share = row["floor_ms"] / row["ms"]
-        print(f"  conv {row['case']} {row['what']} {row['precision']} {row['ms']:8.3f} ms, floor {row['floor_ms']:.3f} ({share:.0%})")
+        print(
+            f"  conv {row['case']} {row['what']} {row['precision']} {row['ms']:8.3f} ms, floor {row['floor_ms']:.3f} ({share:.0%})"
+        )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ class Problem:
         """Relative norm of what differs from exact."""
         norm = np.linalg.norm
         return {
-            what: float(norm(found[what].astype(np.float64) - self.exact[what]) / norm(self.exact[what])) for what in found
+            what: float(norm(found[what].astype(np.float64) - self.exact[what]) / norm(self.exact[what]))
+            for what in found
         }
 
 

@@ -61,7 +61,14 @@ class ReverseSteps:
 
 
 def reverse_steps(
-    backend: "CupyBackend", model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, every: int, **how: Any
+    backend: "CupyBackend",
+    model: Any,
+    schedule: Schedule,
+    x_T: Array,
+    samples: Array,
+    seed: int,
+    every: int,
+    **how: Any,
 ) -> Iterator[tuple[int, Array, Array]] | None:
     """`Backend.reverse_steps`; None where noise.cu has no such reverse step."""
     if not noise.takes(x_T, 1, x_T, how["predicts"], how["var"]):
