@@ -1,4 +1,4 @@
-"""How far from exact one training step's output and gradient are on a GPU: ours and PyTorch's, with the same weights."""
+"""How far from exact an output and its gradient are on a GPU: ours and PyTorch's, with the same weights."""
 
 from collections.abc import Callable
 from typing import Any

@@ -50,7 +50,7 @@ def test_importing_the_backend_imports_no_cupy() -> None:
 
 
 class Library:
-    """Stands where libcublas stands, and computes a product from the memory that its arguments name, column by column."""
+    """Stands where libcublas stands, and computes from the memory that its arguments name, column by column."""
 
     def __init__(self) -> None:
         self.status = 0

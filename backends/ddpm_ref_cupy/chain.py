@@ -53,8 +53,8 @@ class ReverseSteps:
     def _one(self) -> None:
         output = self._model(self.x_t, self._t)
         noise.p_sample_at(
-            self.run, self.x_t, self.x_0_hat, self.x_t, output, self._table, self._form, self._seed, self._counters, STEP,
-            self._samples,
+            self.run, self.x_t, self.x_0_hat, self.x_t, output, self._table, self._form, self._seed, self._counters,
+            STEP, self._samples,
         )  # fmt: skip
         down = Launch("step.step_down", (1,), (256,))
         self.run.launch(down, self._counters, np.int32(STEP), self._t, np.int32(len(self._t)))

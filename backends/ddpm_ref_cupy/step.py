@@ -1,9 +1,9 @@
-"""Whole training steps on the device: lines 2-5 of Algorithm 1 with nothing crossing to the host and nothing waited for.
+"""Whole training steps on the device: lines 2-5 of Algorithm 1, with nothing crossing to the host and no waiting.
 
-The data set lies on the device as grey levels. Step number, draws and learning rate come from a counter there, which the
-step itself moves on; losses and norms go to a ring, which is fetched when somebody wants to see them. So one step is the
-same launches on the same memory each time, one CUDA graph. The numbers are the same whether a graph is used or not, and
-the same draws as `Trainer.draw` makes.
+The data set lies on the device as grey levels. Step number, draws and learning rate come from a counter there, which
+the step itself moves on; losses and norms go to a ring, which is fetched when somebody wants to see them. So one step
+is the same launches on the same memory each time, one CUDA graph. The numbers are the same whether a graph is used or
+not, and the draws those of `Trainer.draw`.
 """
 
 import math
@@ -160,7 +160,7 @@ class TrainingSteps:
 
     def _images(self, part: slice) -> Array:
         """x_0 of these places in the batch."""
-        trainer, run, s = self.trainer, self.run, self.trainer.settings
+        run, s = self.run, self.trainer.settings
         samples, n = self._samples[part], part.stop - part.start
         index, flip = run.empty((n,), np.int32), run.empty((n,), np.int32)
         stream = self._counters, STEP, samples

@@ -63,7 +63,7 @@ def test_a_run_that_diverges_keeps_the_state_before(cuda: Cuda) -> None:
     one.steps(5)
     one.state.params[...] *= 1e30
     before = one.host_state()
-    with pytest.raises(Diverged, match="step 6: .* the state is that of step 5"):
+    with pytest.raises(Diverged, match=r"step 6: .* the state is that of step 5"):
         one.steps(4)
     assert differences(before, one.host_state()) == []
 
