@@ -73,7 +73,7 @@ def test_a_kernel_that_no_card_can_run_is_refused() -> None:
     text = resources.full_text("noise")
     with pytest.raises(RuntimeError, match=r"sm_75, real = float:[\s\S]*undefined"):
         nvcc(text.replace("blocks_of(count)", "undefined_blocks(count)"), "float", "75", "-cubin")
-    too_much = 'extern "C" __global__ void much(float* y) { __shared__ float s[20000]; s[y[1]] = 1; y[0] = s[1]; }'
+    too_much = 'extern "C" __global__ void much(int* y) { __shared__ float s[20000]; s[y[1]] = 1; y[0] = s[1]; }'
     with pytest.raises(RuntimeError, match="too much shared data"):
         nvcc(text + too_much, "float", "90", "-cubin")
 
