@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
 from cuda_host.source import kernel_text
-from ddpm_ref_cupy import attention, norm, pointwise
+from ddpm_ref_cupy import attention, conv, dense, norm, pointwise
 from hypothesis import strategies as st
 
 from ddpm_ref.backend import Backend
@@ -23,13 +23,19 @@ layouts = st.sampled_from(["contiguous", "strided"])
 
 
 class OnHost(Backend):
-    """`Backend` with the operations of norm.py, attention.py and pointwise.py; run: where they are launched."""
+    """`Backend` with the CuPy backend's operations of a network; run: where they are launched."""
 
     name = "kernels on the CPU"
 
     def __init__(self, run: HostDevice) -> None:
         super().__init__()
         self.run = run
+
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+        return conv.conv3x3(self.run, x, W, b, stride)
+
+    def dense(self, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+        return dense.dense(self.run, x, W, b)
 
     def group_norm(
         self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False

@@ -12,13 +12,14 @@ COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
 
 
-def conv3x3(run: Device, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+def conv3x3(run: Device, x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
     """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
     x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
-    n, h, w, c = x.shape
+    n, h, w = x.shape[:3]
     if stride == 1 and run.precision != "fp32" and x.dtype == np.float32:
-        of = (n, h, w, tiles.padded(c, run.precision), tiles.padded(W.shape[3], run.precision))
-        if tiles.blocks(*of, run.precision, run.processors) and tiles.gradient_blocks(*of, run.precision, run.processors):
+        wide = (tiles.padded(k, run.precision) for k in W.shape[2:])
+        of = (n, h, w, *wide, run.precision, run.processors)
+        if tiles.blocks(*of) and tiles.gradient_blocks(*of):
             return _on_tensor_cores(run, x, W, b)
     return _over_windows(run, x, W, b, stride)
 

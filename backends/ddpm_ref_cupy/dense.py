@@ -1,10 +1,10 @@
 """`Backend.dense`, the 1x1 convolution: one matrix product, the bias and the sums of its gradient."""
 
 import numpy as np
-from ddpm_ref_cupy.device import Device, Launch
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
+from ddpm_ref_cupy.device import Device, Launch
 
 _MOST_BLOCKS = 1 << 16
 

@@ -8,13 +8,13 @@ uploaded. They launch the same arithmetic and so give the same bits.
 from typing import Any
 
 import numpy as np
-from ddpm_ref_cupy.device import Device, Launch
 
 from ddpm_ref import forward, random, reverse
 from ddpm_ref.checks import Array, Steps, check_same_shape, check_step
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
+from ddpm_ref_cupy.device import Device, Launch
 
 BLOCK = 256  # threads, each of which makes four numbers
 MOST_BLOCKS = 1 << 16

@@ -1,7 +1,8 @@
 """Which convolutions run on tensor cores (`kernels/conv_tensor.cu`), and how they are cut into blocks.
 
-The rule: float32 arrays at precision tf32 or bf16, stride 1, and a tile of pixels that fits the image (`tiling`); channels
-are padded with zeros to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered windows.
+The rule: float32 arrays at precision tf32 or bf16, stride 1, and a tile of pixels that fits the image (`tiling`);
+channels are padded with zeros to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered
+windows.
 """
 
 from typing import NamedTuple
@@ -49,9 +50,11 @@ class GradientBlocks(NamedTuple):
 
 
 def tiling(n: int, h: int, w: int, pixels: int) -> Tiling | None:
-    """Tiles of exactly this many pixels; of an image larger than that the ones that stick out least, else None."""
-    if h * w <= pixels:
-        return None if pixels % (h * w) else Tiling(pixels // (h * w), h, w, -(-n * h * w // pixels))
+    """Tiles of exactly this many pixels, that stick out of larger images as little as can be; None if mostly empty."""
+    if pixels % (h * w) == 0:
+        return Tiling(pixels // (h * w), h, w, -(-n * h * w // pixels))
+    if 2 * h * w < pixels:
+        return None
     cuts = [(pixels // q, q) for q in (32, 16, 8) if pixels // q >= 2]
     rows, columns = min(cuts, key=lambda cut: -(-h // cut[0]) * -(-w // cut[1]))
     return Tiling(1, rows, columns, n * -(-h // rows) * -(-w // columns))
@@ -63,12 +66,14 @@ def padded(channels: int, precision: str) -> int:
 
 
 def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> Blocks | None:
-    """The fastest cut of a forward convolution from c to d channels, by `EFFICIENCY`; None if no tile fits the image."""
+    """The fastest cut of a convolution from c to d channels, by `EFFICIENCY`; None if no tile fits the image."""
     found, least = None, float("inf")
     for (pixels, wide), efficiency in EFFICIENCY.items():
         threads = 256 if pixels == 256 else 128
         cut = tiling(n, h, w, pixels)
-        if cut is None or 4 * cut.places > 9 * threads:  # the kernel reads a ninth of a chunk at a time, 16 bytes a thread
+        if (
+            cut is None or 4 * cut.places > 9 * threads
+        ):  # the kernel reads a ninth of a chunk at a time, 16 bytes a thread
             continue
         grid = (-(-d // wide), cut.count)
         cost = -(-grid[0] * grid[1] // processors) * pixels * wide / efficiency

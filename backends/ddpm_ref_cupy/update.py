@@ -7,10 +7,10 @@ there, so that the same three launches serve a call and a replayed graph, with t
 import math
 
 import numpy as np
-from ddpm_ref_cupy.device import Device, Launch
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.optim import AdamSettings
+from ddpm_ref_cupy.device import Device, Launch
 
 BLOCK = 256
 SUMS = 512  # partial sums of the norm, at most

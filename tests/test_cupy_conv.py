@@ -1,0 +1,184 @@
+"""The 3x3 convolution in CUDA, run on the CPU, against NumPy's in float64 on the operands as the device rounds them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_host.host_device import ORDERS, HostDevice, rounded
+from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
+from ddpm_ref_cupy import conv, tiles
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_ref import backend_bounds as bounds
+from ddpm_ref import backend_cases as cases
+from ddpm_ref.backend_cases import Case, check_case
+from ddpm_ref.checks import Array
+from ddpm_ref.nn import ops
+
+pytestmark = needs_compiler
+precisions = st.sampled_from(["bf16", "tf32"])
+sizes = st.integers(1, 7)
+
+
+@st.composite
+def convolutions(draw: Any) -> Case:
+    """Odd and tiny images, any channels, both strides, one bias or one per image."""
+    n, h, w, c, d = draw(st.integers(1, 3)), draw(sizes), draw(sizes), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    return cases.conv3x3(n, h, w, c, d, stride=draw(st.sampled_from([1, 2])), per_image=draw(st.booleans()))
+
+
+@settings(deadline=None, max_examples=40)
+@given(convolutions(), orders, dtypes, layouts)
+def test_products_over_windows_keep_the_contract(case: Case, order: str, dtype: Any, layout: str) -> None:
+    check_case(OnHost(HostDevice(order)), case, dtype, layout)
+
+
+def test_a_batch_whose_windows_do_not_fit_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "COLUMN_BYTES", 2 * 9 * 6 * 4 * 5)
+    run = HostDevice()
+    check_case(OnHost(run), cases.conv3x3(5, 3, 2, 5, 4), np.float32)
+    assert [launch.kernel for launch in run.launches].count("conv.windows") > 3
+
+
+# --- tensor cores ----------------------------------------------------------------------------------------------------
+
+
+def _results(run: HostDevice, *args: Array) -> list[Array]:
+    """y, dx, dW, db of x, W, b and dy."""
+    x, W, b, dy = map(run.to_device, args)
+    y, backward = conv.conv3x3(run, x, W, b)
+    return [y, *backward(dy)]
+
+
+def _exact(precision: str, x: Array, W: Array, b: Array, dy: Array) -> list[Array]:
+    """The same in float64, of x, W and dy rounded once; db of dy itself."""
+    rx, rW, rdy = (rounded(a, precision).astype(np.float64) for a in (x, W, dy))
+    y, backward = ops.conv3x3(rx, rW, b.astype(np.float64))
+    dx, dW, _ = backward(rdy)
+    db = dy.astype(np.float64).sum(axis=(1, 2))
+    return [y, dx, dW, db if b.ndim == 2 else db.sum(axis=0)]
+
+
+def _arguments(n: int, h: int, w: int, c: int, d: int, *, per_image: bool = False) -> list[Array]:
+    draws = cases.normals(n + h + w + c, (n, h, w, c), (3, 3, c, d), (n, d) if per_image else (d,), (n, h, w, d))
+    return [a.astype(np.float32) for a in draws]
+
+
+def _hold(found: list[Array], precision: str, *args: Array) -> None:
+    """Nothing is off by more than float32 sums of the rounded operands may be."""
+    magnitudes = _exact(precision, *map(np.abs, args))
+    for a, wanted, magnitude in zip(found, _exact(precision, *args), magnitudes, strict=True):
+        assert a.dtype == np.float32 and a.shape == wanted.shape
+        assert (np.abs(a - wanted) <= bounds.tolerance(np.float32) * magnitude).all()
+
+
+FITTING = [(n, s, s) for n, s in [(1, 2), (3, 4), (5, 4), (17, 4), (2, 8), (3, 8), (2, 16), (1, 32)]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.one_of(st.sampled_from(FITTING), st.tuples(st.integers(1, 2), st.integers(8, 20), st.integers(9, 40))),
+    st.integers(1, 70), st.integers(1, 70), precisions, orders, st.booleans(), st.sampled_from([1, 4, 132]),
+)  # fmt: skip
+def test_tensor_cores_sum_exactly_the_roundeds(
+    shape: tuple[int, int, int], c: int, d: int, precision: str, order: str, per_image: bool, processors: int
+) -> None:
+    args = _arguments(*shape, c, d, per_image=per_image)
+    run = HostDevice(order, precision)
+    run.processors = processors
+    _hold(_results(run, *args), precision, *args)
+    assert any(launch.kernel == f"conv_tensor.{precision}_gradient" for launch in run.launches)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("block", tiles.EFFICIENCY)
+@pytest.mark.parametrize("shape", [(2, 16, 16), (17, 4, 4), (1, 20, 32)])
+def test_every_kernel(
+    block: tuple[int, int], precision: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "EFFICIENCY", {block: 1.0})
+    run = HostDevice(ORDERS[block[0] % 5], precision)
+    args = _arguments(*shape, 2 * tiles.CHUNK[precision], 96, per_image=True)
+    _hold(_results(run, *args), precision, *args)
+    assert f"conv_tensor.{precision}_{block[0]}x{block[1]}" in {launch.kernel for launch in run.launches}
+
+
+def test_the_bits_do_not_depend_on_which_thread_runs_first() -> None:
+    args = _arguments(3, 8, 8, 64, 40)
+    first, *others = (_results(HostDevice(order, "bf16"), *args) for order in ORDERS)
+    for other in others:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
+
+
+CHANGES = [
+    *barriers("conv_tensor"),
+    pytest.param(("tap / 3 - 1) * (Q + 2)", "tap / 3 - 1) * (Q + 1)"), id="a tap one place off"),
+    pytest.param(("async_wait<AHEAD - 1>();", ""), id="filters not waited for"),
+    pytest.param(("lane / 16 * EACH", "lane / 8 * EACH"), id="a fragment's columns"),
+    pytest.param(("column + place % wide - 1", "column + place % wide"), id="the rim one pixel off"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_mistake_in_the_kernel_shows(change: tuple[str, str]) -> None:
+    """Each barrier and index is there for a reason: changed, some order of threads gives other results or stops."""
+    args = _arguments(3, 8, 8, 96, 40)
+    wanted = _results(HostDevice("forward", "bf16"), *args)
+
+    def differs(order: str) -> bool:
+        run = HostDevice(order, "bf16", replace={"conv_tensor": [change]})
+        run.processors = 1
+        try:
+            return any(a.tobytes() != b.tobytes() for a, b in zip(_results(run, *args), wanted, strict=True))
+        except RuntimeError:
+            return True
+
+    assert any(map(differs, reversed(ORDERS)))
+
+
+# --- the rule, which needs no kernel ---------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 70), st.integers(1, 70), st.integers(1, 40), st.integers(1, 40), precisions,
+    st.sampled_from([1, 16, 132]),
+)  # fmt: skip
+def test_blocks_cover_every_pixel_and_channel_and_fit(
+    n: int, h: int, w: int, c: int, d: int, precision: str, processors: int
+) -> None:
+    c, d = 16 * c, 16 * d
+    cut = tiles.blocks(n, h, w, c, d, precision, processors)
+    if cut is None:
+        assert h * w < 32
+        return
+    pixels, wide = map(int, cut.kernel.rpartition("_")[2].split("x"))
+    t = cut.tiling
+    assert t.images * t.rows * t.columns == pixels
+    if t.images > 1:
+        assert (t.rows, t.columns) == (h, w) and t.count * t.images >= n
+    else:
+        assert t.count == n * -(-h // t.rows) * -(-w // t.columns)
+    assert cut.grid[0] * wide >= d and cut.grid[1] == t.count
+    assert cut.shared <= 227 << 10 and 4 * t.places <= 9 * cut.threads
+
+
+@given(st.integers(1, 300), sizes, sizes, st.integers(1, 40), st.integers(1, 40), precisions, st.sampled_from([1, 132]))
+def test_a_gradients_tiles_are_read_in_time_and_fit(
+    n: int, h: int, w: int, c: int, d: int, precision: str, processors: int
+) -> None:
+    """While one tile is multiplied in eight steps, the next is read, two pieces of 384 times 16 bytes at each."""
+    cut = tiles.gradient_blocks(n, 2**h, 2**w, 16 * c, 16 * d, precision, processors)
+    if cut is None:
+        return
+    rows = cut.tiling.places + tiles.GRADIENT_PIXELS[precision]
+    sixteens = rows * tiles.GRADIENT_WIDE * (2 if precision == "bf16" else 4) // 16
+    assert sixteens <= 16 * tiles.GRADIENT_THREADS
+    assert cut.shared <= 227 << 10 and 1 <= cut.grid[2] <= cut.tiling.count
+
+
+def test_the_networks_shapes_run_on_tensor_cores() -> None:
+    for size, c, d in [(32, 128, 128), (16, 512, 256), (8, 256, 256), (4, 512, 256), (8, 32, 32), (256, 128, 128)]:
+        for precision in ("bf16", "tf32"):
+            assert tiles.blocks(128, size, size, c, d, precision, 132)
+            assert tiles.gradient_blocks(128, size, size, c, d, precision, 132)
