@@ -47,9 +47,9 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab(
 }
 
 template <int V> DEVICE void slab_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, real* __restrict__ dx, real* __restrict__ sums, int S, int C, int width, int wide,
-    int silu) {
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ dx, real* __restrict__ sums,
+    int S, int C, int width, int wide, int silu) {
     Slab<V> slab(S, C, width, wide, S);
     slab.take(2 * S * slab.channels);
     Back<V> b(slab, stats);
@@ -59,9 +59,9 @@ template <int V> DEVICE void slab_back(
 
 // sums (2, N, C): Σ dh x̂, then Σ dh.
 extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, real* __restrict__ dx, real* __restrict__ sums, int S, int C, int width, int wide,
-    int V, int silu) {
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ dx, real* __restrict__ sums,
+    int S, int C, int width, int wide, int V, int silu) {
     if (V == 4 && in_fours(x, dy, dx)) slab_back<4>(x, dy, gamma, beta, stats, dx, sums, S, C, width, wide, silu);
     else slab_back<1>(x, dy, gamma, beta, stats, dx, sums, S, C, width, wide, silu);
 }
