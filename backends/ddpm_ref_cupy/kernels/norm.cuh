@@ -26,12 +26,12 @@ template <int V> DEVICE void set_lane(real* p, const Lane<V>& a) { *reinterpret_
 // What this block and this thread own. A thread owns V channels at `column`, + stride, … of every `rows`-th position,
 // and never looks at another thread's: what is held in shared memory needs no barrier.
 template <int V> struct Slab {
-    int S, C, N, width, n, first, channels, group, groups, from, to, rows, row, column, stride, pitch;
+    int S, C, N, width, wide, n, first, channels, group, groups, from, to, rows, row, column, stride, pitch;
     int line, held_line, held_size;  // from one position of a thread to its next; from one held array to the next
     size_t origin;
     real *held, *free;
 
-    __device__ Slab(int S, int C, int width, int wide, int chunk) : S(S), C(C), width(width) {
+    __device__ Slab(int S, int C, int width, int wide, int chunk) : S(S), C(C), width(width), wide(wide) {
         int slabs = (C + wide - 1) / wide;
         N = gridDim.x / slabs;
         n = blockIdx.x / slabs;
@@ -171,7 +171,7 @@ template <int V> struct Back {
 // Σ dh x̂ and Σ dh over the block's positions into b and into row `at` of sums (2, rows, C).
 template <int V, bool HELD> DEVICE void sums_back(
     Slab<V>& slab, const Back<V>& b, const real* __restrict__ x, const real* __restrict__ dy,
-    const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ sums, size_t at, size_t rows,
+    const real* __restrict__ gamma, const real* __restrict__ beta, real* sums, size_t at, size_t rows,
     int silu) {
     real *part_x = slab.take_part(), *part = slab.take_part();
     for (int c = slab.column; c < slab.channels; c += slab.stride) {

@@ -145,3 +145,18 @@ extern "C" __global__ void __launch_bounds__(256, 2) norm_back(
         chunk_back<4>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
     else chunk_back<1>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
 }
+
+// to[i, c] = Σ_r from[i, r, c], r < rows: 32 columns a block, eight sums for each.  grid (⌈C/32⌉, I)
+extern "C" __global__ void __launch_bounds__(256) norm_columns(
+    const real* __restrict__ from, real* __restrict__ to, int rows, int C) {
+    __shared__ real part[8][32];
+    int lane = threadIdx.x % 32, eighth = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    real sum = 0;
+    for (int r = eighth; c < C && r < rows; r += 8) sum += from[((size_t)blockIdx.y * rows + r) * C + c];
+    part[eighth][lane] = sum;
+    __syncthreads();
+    if (eighth == 0 && c < C) {
+        for (int i = 1; i < 8; i++) sum += part[i][lane];
+        to[(size_t)blockIdx.y * C + c] = sum;
+    }
+}
