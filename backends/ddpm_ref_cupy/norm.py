@@ -17,6 +17,7 @@ from ddpm_ref.nn.ops import Backward
 from ddpm_ref_cupy.device import Device, Launch
 
 THREADS = 256  # of a block, at most
+FLAG = 16  # bytes of shared memory that the kernel declares itself
 SLABS = 1024  # at most of an image held in parts: norm.cu counts the blocks of each
 RESIDENT = 3 * THREADS  # threads on a processor at a time, by their registers (norm.cuh)
 _CHUNKED = 32  # channels of a slab that is not held, at most: one line of memory
@@ -49,7 +50,8 @@ def plan(run: Device, n: int, s: int, c: int, width: int, itemsize: int, *, arra
     """The cheapest way to normalise (N, S, C), by `_cost`; arrays: how many are held, 1 forward and 2 back."""
     vector = 1 if c % 4 else 4
     unit = lcm(width, vector)
-    held = [p for p in _held(s, c, unit, vector, itemsize, arrays) if p.shared <= run.shared_limit and p.slabs <= SLABS]
+    most = run.shared_limit - FLAG
+    held = [p for p in _held(s, c, unit, vector, itemsize, arrays) if p.shared <= most and p.slabs <= SLABS]
     return min(
         [*held, _chunked(run, n, s, c, unit, vector, itemsize)], key=lambda p: _cost(run, p, n, s, c, itemsize, arrays)
     )
