@@ -40,5 +40,8 @@ def guarded(shape: tuple[int, ...], dtype: Any) -> Array:
 
 def check_guard(name: str, x: Array) -> None:
     """RuntimeError if something wrote beside x, where x or what it is a view of came from `guarded`."""
-    if isinstance(x.base, _Bytes) and not x.base.intact():
-        raise RuntimeError(f"{name}: written outside of its {x.base.size_inside} bytes")
+    base: Any = x
+    while isinstance(base, np.ndarray) and not isinstance(base, _Bytes):
+        base = base.base
+    if isinstance(base, _Bytes) and not base.intact():
+        raise RuntimeError(f"{name}: written outside of its {base.size_inside} bytes")
