@@ -100,7 +100,10 @@ def command(out: Path, name: str, words: list[str], limit: float) -> dict[str, A
             code = -1
     lines = log.read_text(errors="replace").splitlines()
     print("\n".join(lines[-40:] if code else lines[-6:]), flush=True)
-    return {"command": " ".join(words), "log": log.name} | ({"error": f"exit status {code}"} if code else {})
+    wrong = f"exit status {code}" if code else None
+    if "pytest" in words and " passed" not in lines[-1]:
+        wrong = wrong or f"nothing passed: {lines[-1]}"
+    return {"command": " ".join(words), "log": log.name} | ({"error": wrong} if wrong else {})
 
 
 def pytest_item(file: str) -> Item:

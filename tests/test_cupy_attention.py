@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
-from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
+from cupy_checks import Host, OnHost, barriers, dtypes, layouts, orders
 from ddpm_ref_cupy import attention
 from ddpm_ref_cupy.attention import shared_bytes
 from hypothesis import given, settings
@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 from ddpm_ref import backend_cases as cases
 from ddpm_ref.backend_cases import Case, check_case
 
-pytestmark = needs_compiler
 
-
-def _device(order: str = "forward", *, products: bool = False, **options: Any) -> HostDevice:
+def _device(host: Host, order: str = "forward", *, products: bool = False, **options: Any) -> HostDevice:
     """products: always matrix products, never one block an image."""
-    run = HostDevice(order, **options)
+    run = host(order, **options)
     if products:
         run.shared_limit = 0
     return run
@@ -37,14 +35,14 @@ def _device(order: str = "forward", *, products: bool = False, **options: Any) -
     st.booleans(),
 )
 def test_attention_keeps_the_contract(
-    n: int, s: int, c: int, seed: int, order: str, dtype: Any, layout: str, products: bool
+    host: Host, n: int, s: int, c: int, seed: int, order: str, dtype: Any, layout: str, products: bool
 ) -> None:
-    check_case(OnHost(_device(order, products=products)), cases.attention(n, s, c, seed=seed), dtype, layout)
+    check_case(OnHost(_device(host, order, products=products)), cases.attention(n, s, c, seed=seed), dtype, layout)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 5), (1, 3, 64), (1, 65, 3), (1, 2, 65), (1, 100, 8)])
-def test_sizes_at_the_border_of_one_block_keep_the_contract(shape: tuple[int, int, int]) -> None:
-    run = _device("warp-greedy")
+def test_sizes_at_the_border_of_one_block_keep_the_contract(host: Host, shape: tuple[int, int, int]) -> None:
+    run = _device(host, "warp-greedy")
     check_case(OnHost(run), cases.attention(*shape))
     small = max(shape[1:]) <= attention.SMALL
     assert all(("small" in launch.kernel) == small for launch in run.launches)
@@ -57,34 +55,34 @@ def _results(run: HostDevice, case: Case) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("products", [False, True])
-def test_the_bits_do_not_depend_on_which_thread_runs_first(products: bool) -> None:
+def test_the_bits_do_not_depend_on_which_thread_runs_first(host: Host, products: bool) -> None:
     case = cases.attention(2, 18, 7)
-    first, *others = (_results(_device(order, products=products), case) for order in ORDERS)
+    first, *others = (_results(_device(host, order, products=products), case) for order in ORDERS)
     for other in others:
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("change", barriers("attention"))
-def test_a_deleted_barrier_shows(change: tuple[str, str]) -> None:
+def test_a_deleted_barrier_shows(host: Host, change: tuple[str, str]) -> None:
     case = cases.attention(1, 37, 30)  # tiles for more than one warp
 
     def differs(order: str) -> bool:
-        found = _results(_device(order, replace={"attention": [change]}), case)
-        return any(a.tobytes() != b.tobytes() for a, b in zip(found, _results(_device(order), case), strict=True))
+        found = _results(_device(host, order, replace={"attention": [change]}), case)
+        return any(a.tobytes() != b.tobytes() for a, b in zip(found, _results(_device(host, order), case), strict=True))
 
     assert any(differs(order) for order in reversed(ORDERS))
 
 
-def test_one_launch_each_way_where_images_are_small() -> None:
-    run = _device()
+def test_one_launch_each_way_where_images_are_small(host: Host) -> None:
+    run = _device(host)
     _results(run, cases.attention(2, 16, 32))
     assert [launch.kernel for launch in run.launches] == [f"attention.attention_small{way}" for way in ("", "_back")]
 
 
 @pytest.mark.parametrize("products", [False, True])
-def test_scores_of_any_size_neither_overflow_nor_vanish(products: bool) -> None:
+def test_scores_of_any_size_neither_overflow_nor_vanish(host: Host, products: bool) -> None:
     """Logits of ±10⁴ leave the largest key alone; equal logits share evenly."""
-    run = _device(products=products)
+    run = _device(host, products=products)
     q = np.full((1, 5, 4), 100, np.float32)
     k = np.zeros((1, 5, 4), np.float32)
     k[0, 2] = 50

@@ -14,6 +14,7 @@ from strategies import schedule_of, short
 
 from ddpm_ref import forward, random, reverse
 from ddpm_ref.checks import Array
+from ddpm_ref.nn import ops
 from ddpm_ref.random import Purpose
 
 Host = Callable[..., HostDevice]
@@ -112,6 +113,24 @@ def test_bad_arguments_are_refused_as_by_numpy(host: Host, mistake: dict[str, An
         with pytest.raises(ValueError) as found:
             getattr(noise, draw)(host(), **given)
         assert str(found.value) == str(expected.value)
+
+
+@given(seeds, steps, st.lists(images, min_size=1, max_size=4), shapes, layers, st.integers(0), dtypes, orders)
+def test_dropout_by_draws_that_are_not_kept_is_dropout_by_draws(
+    host: Host, seed: int, step: int, samples: list[int], shape: Any, layer: int, k: int, dtype: Any, order: str
+) -> None:
+    """With one of the draws as the rate, which is then not dropped."""
+    run = host(order)
+    x, dy = batch(seed, samples, shape, dtype)
+    if not x.size:
+        return
+    u = random.uniform(seed, Purpose.DROPOUT, step, samples, shape, layer=layer)
+    rate = float(u.reshape(-1)[k % u.size])
+    y, backward = ops.dropout(x, u, rate)
+    stream = counters(run, step), 1, noise.numbers(run, samples)
+    found, found_backward = noise.dropout_at(run, run.to_device(x), rate, seed, *stream, layer=layer)
+    same(found, y)
+    same(found_backward(run.to_device(dy)), backward(dy))
 
 
 # --- fused with Eq. 4 and with Algorithm 2's line 4 ------------------------------------------------------------------

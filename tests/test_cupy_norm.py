@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
-from cupy_checks import OnHost, barriers, dtypes, layouts, misaligned, needs_compiler, orders
+from cupy_checks import Host, OnHost, barriers, dtypes, layouts, misaligned, orders
 from ddpm_ref_cupy import norm
 from ddpm_ref_cupy.device import Device
 from hypothesis import given, settings
@@ -15,7 +15,6 @@ from ddpm_ref import backend_cases as cases
 from ddpm_ref.backend import Backend
 from ddpm_ref.backend_cases import Case, check_case
 
-pytestmark = needs_compiler
 TIGHT = 3000  # bytes of shared memory that few slabs fit into
 
 
@@ -30,8 +29,8 @@ def norms(draw: Any) -> Case:
     )
 
 
-def _device(order: str = "forward", *, tight: bool = False, **options: Any) -> HostDevice:
-    run = HostDevice(order, **options)
+def _device(host: Host, order: str = "forward", *, tight: bool = False, **options: Any) -> HostDevice:
+    run = host(order, **options)
     if tight:
         run.shared_limit = TIGHT
     return run
@@ -39,8 +38,10 @@ def _device(order: str = "forward", *, tight: bool = False, **options: Any) -> H
 
 @settings(deadline=None, max_examples=40)
 @given(norms(), orders, dtypes, layouts, st.booleans())
-def test_group_norm_keeps_the_contract(case: Case, order: str, dtype: Any, layout: str, tight: bool) -> None:
-    check_case(OnHost(_device(order, tight=tight)), case, dtype, layout)
+def test_group_norm_keeps_the_contract(
+    host: Host, case: Case, order: str, dtype: Any, layout: str, tight: bool
+) -> None:
+    check_case(OnHost(_device(host, order, tight=tight)), case, dtype, layout)
 
 
 LARGE = [(1, 19, 17, 8, 2), (2, 23, 9, 12, 4), (1, 40, 33, 3, 3), (1, 12, 11, 160, 1)]
@@ -48,12 +49,11 @@ LARGE = [(1, 19, 17, 8, 2), (2, 23, 9, 12, 4), (1, 40, 33, 3, 3), (1, 12, 11, 16
 
 @pytest.mark.parametrize("shape", LARGE)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_images_that_do_not_fit_keep_the_contract(shape: tuple[int, ...], dtype: Any) -> None:
-    run = _device("warp-greedy", tight=True)
+def test_images_that_do_not_fit_keep_the_contract(host: Host, shape: tuple[int, ...], dtype: Any) -> None:
+    run = _device(host, "warp-greedy", tight=True)
     check_case(OnHost(run), cases.group_norm(*shape, silu=True, mean=30.0), dtype)
-    assert {launch.kernel for launch in run.launches} == {
-        f"norm.norm_{name}" for name in ("moments", "apply", "sums", "back", "columns")
-    }
+    chunks = {f"norm_chunks.norm_{name}" for name in ("moments", "apply", "sums", "back")}
+    assert {launch.kernel for launch in run.launches} == {*chunks, "norm.norm_columns"}
 
 
 def _results(run: HostDevice, case: Case, dtype: Any = np.float32) -> list[np.ndarray]:
@@ -63,60 +63,65 @@ def _results(run: HostDevice, case: Case, dtype: Any = np.float32) -> list[np.nd
 
 
 @pytest.mark.parametrize("tight", [False, True])
-def test_the_bits_do_not_depend_on_which_thread_runs_first(tight: bool) -> None:
+def test_the_bits_do_not_depend_on_which_thread_runs_first(host: Host, tight: bool) -> None:
     case = cases.group_norm(2, 12, 13, 16, 4, silu=True)
-    first, *others = (_results(_device(order, tight=tight), case) for order in ORDERS)
+    first, *others = (_results(_device(host, order, tight=tight), case) for order in ORDERS)
     for other in others:
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("change", barriers("norm"))
-def test_a_deleted_barrier_shows(change: tuple[str, str]) -> None:
-    """Each is there for a reason: without it some order of threads gives other results."""
-    if "part[eighth]" in change[0]:
-        case = cases.group_norm(9, 2, 2, 8, 2, silu=True)  # the sum over many images
-    else:
-        case = cases.group_norm(2, 12, 13, 16, 4, silu=True)
+def _deleting_shows(host: Host, file: str, change: tuple[str, str], case: Case) -> bool:
+    """Whether in some order of threads the results are others than before."""
 
-    def differs(order: str, tight: bool) -> bool:
-        try:
-            found = _results(_device(order, tight=tight, replace={"norm": [change]}), case)
-        except RuntimeError:
-            return True
-        wanted = _results(_device(order, tight=tight), case)
+    def differs(order: str) -> bool:
+        tight = file == "norm_chunks"
+        found = _results(_device(host, order, tight=tight, replace={file: [change]}), case)
+        wanted = _results(_device(host, order, tight=tight), case)
         return any(a.tobytes() != b.tobytes() for a, b in zip(found, wanted, strict=True))
 
-    assert any(differs(order, tight) for tight in (False, True) for order in reversed(ORDERS))
+    return any(differs(order) for order in reversed(ORDERS))
 
 
-def test_one_launch_forward_and_two_back_where_slabs_fit() -> None:
-    run = _device()
+@pytest.mark.parametrize("change", barriers("norm"))
+def test_a_deleted_barrier_shows_in_slabs(host: Host, change: tuple[str, str]) -> None:
+    """Each is there for a reason."""
+    images = 9 if "part[eighth]" in change[0] else 2  # the sum over images has eight parts
+    assert _deleting_shows(host, "norm", change, cases.group_norm(images, 12, 13, 16, 4, silu=True))
+
+
+@pytest.mark.parametrize("change", barriers("norm_chunks"))
+def test_a_deleted_barrier_shows_in_chunks(host: Host, change: tuple[str, str]) -> None:
+    assert _deleting_shows(host, "norm_chunks", change, cases.group_norm(2, 12, 13, 16, 4, silu=True))
+
+
+def test_one_launch_forward_and_two_back_where_slabs_fit(host: Host) -> None:
+    run = _device(host)
     _results(run, cases.group_norm(2, 4, 4, 8, 2, silu=True))
     assert [launch.kernel for launch in run.launches] == ["norm.norm_slab", "norm.norm_slab_back", "norm.norm_columns"]
 
 
 @pytest.mark.parametrize("tight", [False, True])
-def test_views_may_begin_anywhere(tight: bool) -> None:
+def test_views_may_begin_anywhere(host: Host, tight: bool) -> None:
     case = cases.group_norm(2, 12, 13, 8, 2, silu=True)
-    run = _device(tight=tight)
+    run = _device(host, tight=tight)
     x, gamma, beta = (misaligned(run, a.astype(np.float32)) for a in case.args)
     dy = cases.normals(7, x.shape)[0].astype(np.float32)
     y, backward = norm.group_norm(run, x, gamma, beta, 2, True)
     into = misaligned(run, np.zeros((2, 8), np.float32))
     dx, dgamma, dbeta = backward(misaligned(run, dy), into)
     assert dgamma.base is not None and np.shares_memory(dgamma, into) and np.shares_memory(dbeta, into)
-    for a, b in zip((y, dx, dgamma, dbeta), _results(_device(tight=tight), case), strict=True):
+    for a, b in zip((y, dx, dgamma, dbeta), _results(_device(host, tight=tight), case), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("far", [1e2, 1e3, 1e4, 1e5])
-def test_a_mean_far_from_zero_costs_no_more_than_it_costs_numpy_in_float32(far: float, tight: bool) -> None:
+def test_a_mean_far_from_zero_costs_no_more_than_it_costs_numpy_in_float32(host: Host, far: float, tight: bool) -> None:
     """The mean is rounded to far · 6e-8 on both sides; a variance that cancels would lose its square."""
     x, gamma, beta = (a.astype(np.float32) for a in cases.group_norm(2, 16, 16, 8, 8, silu=True).args)
     x += np.float32(far) * np.sign(cases.normals(3, (8,))[0]).astype(np.float32)
     dy = cases.normals(7, x.shape)[0].astype(np.float32)
-    run = _device(tight=tight)
+    run = _device(host, tight=tight)
 
     def results(on: Backend, *args: Any) -> list[np.ndarray]:
         y, backward = on.group_norm(*args[:3], 8, silu=True)
@@ -147,7 +152,7 @@ def test_a_plan_covers_every_channel_and_position_and_fits(
     assert p.slabs * p.wide >= c > (p.slabs - 1) * p.wide
     assert p.chunks * p.chunk >= s > (p.chunks - 1) * p.chunk
     assert p.shared <= limit and p.threads % 32 == 0
-    assert p.threads <= (norm.HELD_THREADS if p.held else norm.CHUNK_THREADS)
+    assert p.threads <= norm.THREADS
 
 
 @pytest.mark.parametrize(

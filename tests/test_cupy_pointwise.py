@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host.host_device import HostDevice
-from cupy_checks import OnHost, dtypes, layouts, misaligned, needs_compiler, orders
+from cupy_checks import Host, OnHost, dtypes, layouts, misaligned, orders
 from ddpm_ref_cupy import pointwise
 from ddpm_ref_cupy.device import Device
 from hypothesis import given, settings
@@ -16,8 +15,6 @@ from ddpm_ref.backend import Backend
 from ddpm_ref.backend_cases import Case, check_case
 from ddpm_ref.checks import Array
 from ddpm_ref.nn import ops
-
-pytestmark = needs_compiler
 
 sides, widths, seeds = st.integers(1, 5), st.sampled_from([1, 3, 4, 5, 8, 12]), st.integers(0, 99)
 shapes = st.tuples(st.integers(1, 3), sides, sides, widths)
@@ -37,8 +34,8 @@ def pieces(draw: Any) -> Case:
 
 @settings(deadline=None, max_examples=60)
 @given(pieces(), orders, dtypes, layouts)
-def test_they_keep_the_contract(case: Case, order: str, dtype: Any, layout: str) -> None:
-    check_case(OnHost(HostDevice(order)), case, dtype, layout)
+def test_they_keep_the_contract(host: Host, case: Case, order: str, dtype: Any, layout: str) -> None:
+    check_case(OnHost(host(order)), case, dtype, layout)
 
 
 def _same(found: Array, wanted: Array) -> None:
@@ -48,10 +45,10 @@ def _same(found: Array, wanted: Array) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(pieces(), dtypes)
-def test_their_bits_are_numpys(case: Case, dtype: Any) -> None:
+def test_their_bits_are_numpys(host: Host, case: Case, dtype: Any) -> None:
     args = [a.astype(dtype) for a in case.args]
     y, backward = case.call(Backend(), *args)
-    run = HostDevice()
+    run = host()
     found, found_backward = case.call(OnHost(run), *map(run.to_device, args))
     _same(found, y)
     dy = cases.normals(5, y.shape)[0].astype(dtype)
@@ -60,8 +57,8 @@ def test_their_bits_are_numpys(case: Case, dtype: Any) -> None:
         _same(a, b)
 
 
-def test_dropped_numbers_keep_numpys_sign_of_zero_and_nan() -> None:
-    run = HostDevice()
+def test_dropped_numbers_keep_numpys_sign_of_zero_and_nan(host: Host) -> None:
+    run = host()
     x, u = np.array([-1, 2, np.nan, np.inf, -0.0] * 4, np.float32), np.zeros(20, np.float32)
     with np.errstate(invalid="ignore"):
         wanted, _ = ops.dropout(x, u, 0.5)
@@ -70,8 +67,8 @@ def test_dropped_numbers_keep_numpys_sign_of_zero_and_nan() -> None:
     np.testing.assert_array_equal(np.signbit(y[~np.isnan(y)]), np.signbit(wanted[~np.isnan(y)]))
 
 
-def test_the_adjoint_of_dropout_looks_at_its_uniforms_no_more() -> None:
-    run = HostDevice()
+def test_the_adjoint_of_dropout_looks_at_its_uniforms_no_more(host: Host) -> None:
+    run = host()
     x, dy = (run.to_device(a.astype(np.float32)) for a in cases.normals(1, (2, 3, 3, 5), (2, 3, 3, 5)))
     u = run.to_device(np.random.RandomState(0).random_sample(x.shape).astype(np.float32))
     wanted = ops.dropout(x, u.copy(), 0.4)[1](dy)
@@ -81,8 +78,8 @@ def test_the_adjoint_of_dropout_looks_at_its_uniforms_no_more() -> None:
 
 
 @pytest.mark.parametrize("kind", ["upsample", "concat", "add", "dropout"])
-def test_views_may_begin_anywhere(kind: str) -> None:
-    run = HostDevice()
+def test_views_may_begin_anywhere(host: Host, kind: str) -> None:
+    run = host()
     a, b = (misaligned(run, x.astype(np.float32)) for x in cases.normals(1, (2, 3, 3, 8), (2, 3, 3, 8)))
     args: tuple[Any, ...] = {"upsample": (a,), "dropout": (a, misaligned(run, np.abs(b) % 1), 0.5)}.get(kind, (a, b))
     y, backward = getattr(OnHost(run), kind)(*args)
@@ -97,8 +94,10 @@ def test_views_may_begin_anywhere(kind: str) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(shapes, dtypes, orders, seeds)
-def test_silu_is_numpys_to_a_few_roundings(shape: tuple[int, ...], dtype: Any, order: str, seed: int) -> None:
-    run = HostDevice(order)
+def test_silu_is_numpys_to_a_few_roundings(
+    host: Host, shape: tuple[int, ...], dtype: Any, order: str, seed: int
+) -> None:
+    run = host(order)
     x, dy = (a.astype(dtype) for a in cases.normals(seed, shape, shape))
     x *= 5
     y, backward = pointwise.silu(run, run.to_device(x))
@@ -108,21 +107,21 @@ def test_silu_is_numpys_to_a_few_roundings(shape: tuple[int, ...], dtype: Any, o
     np.testing.assert_allclose(backward(run.to_device(dy)), wanted_backward(dy.astype(np.float64)), rtol=few, atol=few)
 
 
-def test_silu_of_what_overflows_the_exponential_is_zero() -> None:
-    run = HostDevice()
+def test_silu_of_what_overflows_the_exponential_is_zero(host: Host) -> None:
+    run = host()
     y, backward = pointwise.silu(run, run.to_device(np.array([-1e4, -200, 200, 1e4], np.float32)))
     np.testing.assert_array_equal(y, np.array([0, 0, 200, 1e4], np.float32))
     np.testing.assert_array_equal(backward(run.to_device(np.ones(4, np.float32))), np.array([0, 0, 1, 1], np.float32))
 
 
-def test_more_images_than_a_grid_has_rows_are_walked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_images_than_a_grid_has_rows_are_walked_to(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "_MOST_IMAGES", 2)
     for case in (cases.upsample(5, 2, 3, 4), cases.concat(5, 2, 3, 4, 3)):
-        check_case(OnHost(HostDevice()), case)
+        check_case(OnHost(host()), case)
 
 
-def test_more_numbers_than_a_grid_has_threads_are_walked_to() -> None:
-    run = HostDevice()
+def test_more_numbers_than_a_grid_has_threads_are_walked_to(host: Host) -> None:
+    run = host()
     run.processors = 1
     for case in (cases.add((3, 70_001)), cases.dropout((3, 70_001), 0.3)):
         check_case(OnHost(run), case)

@@ -81,7 +81,9 @@ class CudaDevice(Device):
         self.name: str = properties["name"].decode()
         self.capability = properties["major"], properties["minor"]
         self.processors: int = properties["multiProcessorCount"]
-        self.shared_limit: int = properties.get("sharedMemPerBlockOptin", SMALL_SHARED)
+        runtime = self.cupy.cuda.runtime
+        shared = runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin
+        self.shared_limit: int = runtime.deviceGetAttribute(shared, runtime.getDevice())
         self.total: int = properties["totalGlobalMem"]
         if precision != "fp32" and self.capability < TENSOR_CORES:
             raise ValueError(f"precision: {self.name} has no {precision}, only fp32")

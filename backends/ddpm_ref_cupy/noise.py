@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm_ref import forward, random, reverse
 from ddpm_ref.checks import Array, Steps, check_same_shape, check_step
+from ddpm_ref.nn.ops import Backward
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref_cupy.device import Device, Launch
@@ -103,6 +104,25 @@ def integers_at(
     stream = np.uint64(seed), counters, np.int32(slot), _last(purpose)
     how = launch("integers_at", len(out), 4)
     run.launch(how, out, samples, np.int64(len(out)), *stream, np.uint32(n), np.int32(lowest))
+
+
+def dropout_at(
+    run: Device, x: Array, rate: float, seed: int, counters: Array, slot: int, samples: Array, *, layer: int = 0
+) -> tuple[Array, Backward]:
+    """`ops.dropout` by the uniforms of the step in counters[slot], its bits, keeping nothing.
+
+    The adjoint draws them again, so the step in counters[slot] must be the same then.
+    """
+
+    def masked(x: Array) -> Array:
+        x = run.contiguous(x)
+        y, n, count = run.empty(x.shape, x.dtype), len(x), _count(x)
+        stream = np.uint64(seed), counters, np.int32(slot), _last(Purpose.DROPOUT, layer)
+        how, keep = launch("dropout_at", n, count, x.dtype), x.dtype.type(1 / (1 - rate))
+        run.launch(how, x, y, samples, np.int64(n), np.int64(count), *stream, np.float32(rate), keep)
+        return y
+
+    return masked(x), masked
 
 
 # --- Eq. 4 -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`Backend.group_norm`, fused with SiLU: launches of `kernels/norm.cu`.
+"""`Backend.group_norm`, fused with SiLU: launches of `kernels/norm.cu` and `norm_chunks.cu`.
 
 An image's channels are cut into slabs, whole groups that one block normalises. Where all positions of a slab fit into a
 block's shared memory, x is read once: one launch forward, and two for the adjoint, the second to add dγ and dβ over the
@@ -16,7 +16,8 @@ from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref_cupy.device import Device, Launch
 
-HELD_THREADS, CHUNK_THREADS = 512, 256  # of a block at most, and always
+THREADS = 256  # of a block, at most
+RESIDENT = 3 * THREADS  # threads on a processor at a time, by their registers (norm.cuh)
 _CHUNKED = 32  # channels of a slab that is not held, at most: one line of memory
 _LEAST_CHUNK = 64  # positions
 
@@ -39,7 +40,8 @@ class Plan(NamedTuple):
 
     def launch(self, kernel: str, n: int, real: np.dtype) -> Launch:
         """Of n images; an image's slabs are neighbours, chunks are the second axis."""
-        return Launch(f"norm.{kernel}", (self.slabs * n, self.chunks), (self.threads, 1, 1), self.shared, real)
+        file = "norm" if self.held else "norm_chunks"
+        return Launch(f"{file}.{kernel}", (self.slabs * n, self.chunks), (self.threads, 1, 1), self.shared, real)
 
 
 def plan(run: Device, n: int, s: int, c: int, width: int, itemsize: int, *, arrays: int) -> Plan:
@@ -56,7 +58,7 @@ def _held(s: int, c: int, unit: int, vector: int, itemsize: int, arrays: int) ->
     """Every width of slab, from the narrowest, all positions of which are held."""
     for wide in range(unit, c + 1, unit):
         vectors = s * (wide // vector)
-        threads = min(HELD_THREADS, max(64, 1 << (-(-vectors // 8) - 1).bit_length()))  # eight or more vectors each
+        threads = min(THREADS, max(64, 1 << (-(-vectors // 8) - 1).bit_length()))  # eight or more vectors each
         shared = (arrays * s * wide + _sums(wide, vector, threads, arrays)) * itemsize
         yield Plan(wide, vector, -(-c // wide), threads, shared, 1, s, True)
 
@@ -72,8 +74,8 @@ def _chunked(run: Device, n: int, s: int, c: int, unit: int, vector: int, itemsi
     slabs = -(-c // wide)
     chunks = min(-(-s // _LEAST_CHUNK), max(1, -(-4 * run.processors // (n * slabs))))
     chunk = -(-s // chunks)
-    shared = _sums(wide, vector, CHUNK_THREADS, 2) * itemsize
-    return Plan(wide, vector, slabs, CHUNK_THREADS, shared, -(-s // chunk), chunk, False)
+    shared = _sums(wide, vector, THREADS, 2) * itemsize
+    return Plan(wide, vector, slabs, THREADS, shared, -(-s // chunk), chunk, False)
 
 
 def _cost(run: Device, p: Plan, n: int, s: int, c: int, itemsize: int, arrays: int) -> float:
@@ -85,7 +87,7 @@ def _cost(run: Device, p: Plan, n: int, s: int, c: int, itemsize: int, arrays: i
     """
     line = p.wide * itemsize
     narrow = line / (32 * -(-line // 32)) * (0.7 + 0.3 * line / (64 * -(-line // 64)))
-    resident = max(1, min(2048 // p.threads, run.shared_limit // (p.shared + 1024)))
+    resident = max(1, min(RESIDENT // p.threads, run.shared_limit // (p.shared + 1024)))
     busy = 0.75 if resident == 1 else 0.9 if resident == 2 else 1.0
     blocks, places = n * p.slabs * p.chunks, resident * run.processors
     filled = blocks / (-(-blocks // places) * places) if blocks > places else min(1.0, blocks / run.processors)

@@ -24,6 +24,9 @@ TYPES: dict[str, Any] = {
 """What a kernel's parameters, and what they point to, may be; and `real`."""
 
 
+_USES = re.compile(r"^// uses: (\w+)\.cuh$", re.MULTILINE)
+
+
 class Parameter(NamedTuple):
     """ctype: its type in the kernel's text.  dtype: of the number or of the array's elements."""
 
@@ -35,8 +38,9 @@ class Parameter(NamedTuple):
 
 
 def kernel_text(file: str, folder: Path = KERNELS) -> str:
-    """`kernels/file.cu`."""
-    return (folder / f"{file}.cu").read_text()
+    """`kernels/file.cu`, with the headers that its lines "// uses: header.cuh" name in their place."""
+    text = (folder / f"{file}.cu").read_text()
+    return _USES.sub(lambda line: (KERNELS / f"{line[1]}.cuh").read_text(), text)
 
 
 def parameters(declaration: str, real: Any) -> list[Parameter]:

@@ -169,6 +169,25 @@ integers_at(int* __restrict__ out, const u32* __restrict__ samples, i64 images, 
         out[i] = lowest + (int)__umulhi(words({seed, (u32)counters[slot], last}, samples[i], 0).w[0], n);
 }
 
+// --- dropout by uniforms that are nowhere kept -------------------------------------------------------------------------
+
+// By 0 and not to 0, as NumPy: the sign stays.
+DEVICE real dropped(real x, float uniform, float rate, real keep) { return mul_rn(x, uniform >= rate ? keep : real(0)); }
+
+// y = x keep where the uniform is at least the rate, 0 elsewhere. The adjoint is the same of dy: it draws them again.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+dropout_at(const real* __restrict__ x, real* __restrict__ y, const u32* __restrict__ samples, i64 images, i64 count,
+           u64 seed, const int* __restrict__ counters, int slot, u32 last, float rate, real keep) {
+    const Stream s = {seed, (u32)counters[slot], last};
+    for (i64 i = first_index(); i < images * blocks_of(count); i += index_step()) {
+        const Place at = place(i, count);
+        const Four<float> u = uniforms(s, samples[at.image], at.block);
+        const Four<real> a = get(x, at);
+        put(y, at, {dropped(a.x, u.x, rate, keep), dropped(a.y, u.y, rate, keep), dropped(a.z, u.z, rate, keep),
+                    dropped(a.w, u.w, rate, keep)});
+    }
+}
+
 // --- Eq. 4: x_t = signal x_0 + noise eps -----------------------------------------------------------------------------
 
 DEVICE real noised(real signal, real x_0, real noise, real eps) { return add_rn(mul_rn(signal, x_0), mul_rn(noise, eps)); }
