@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,13 +122,12 @@ def tests() -> list[Item]:
 
 def sanitizers() -> list[Item]:
     """Each tool over `benchmarks.gpu_small`."""
-    return [
-        Item(tool, lambda out, tool=tool: command(  # type: ignore[misc]
-            out, f"sanitize-{tool}",
-            ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_small"], 280,
-        ))
-        for tool in ("memcheck", "racecheck", "synccheck")
-    ]  # fmt: skip
+
+    def item(tool: str) -> Item:
+        words = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
+        return Item(tool, lambda out: command(out, f"sanitize-{tool}", [*words, "-m", "benchmarks.gpu_small"], 280))
+
+    return [item(tool) for tool in ("memcheck", "racecheck", "synccheck")]
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------
@@ -135,14 +135,21 @@ def sanitizers() -> list[Item]:
 
 def benches() -> list[Item]:
     """Ours first, then PyTorch from cheap to dear."""
-    ours = [Item(f"ours:{step}:{p}", lambda out, s=step, p=p: in_child(ours_step, s, p)) for step in STEPS for p in PRECISIONS]  # type: ignore[misc]  # fmt: skip
-    cheap = [Item(f"torch:{step}", lambda out, s=step: torch_steps(out, s, ["eager", "graph"], 60)) for step in STEPS]  # type: ignore[misc]
-    dear = [
-        Item(f"torch-{mode}:{step}", lambda out, s=step, m=mode: torch_steps(out, s, [m], 200))  # type: ignore[misc]
-        for mode in ("compile", "autotune")
-        for step in STEPS
+
+    def ours(step: str, precision: str) -> Item:
+        return Item(f"ours:{step}:{precision}", lambda out: in_child(ours_step, step, precision))
+
+    def torch(name: str, step: str, modes: list[str], patience: float) -> Item:
+        return Item(f"{name}:{step}", lambda out: torch_steps(out, step, modes, patience))
+
+    return [
+        Item("compile", compile_all),
+        Item("same", lambda out: in_child(same_network)),
+        *(ours(step, precision) for step in STEPS for precision in PRECISIONS),
+        *(torch("torch", step, ["eager", "graph"], 60) for step in STEPS),
+        Item("convs", lambda out: in_child(convolutions)),
+        *(torch(f"torch-{mode}", step, [mode], 200) for mode in ("compile", "autotune") for step in STEPS),
     ]
-    return [Item("compile", compile_all), Item("same", lambda out: in_child(same_network)), *ours, *cheap, Item("convs", lambda out: in_child(convolutions)), *dear]  # fmt: skip
 
 
 def in_child(work: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
@@ -258,13 +265,12 @@ def convolutions() -> dict[str, Any]:
     rows = []
     for precision in PRECISIONS:
         run = CudaDevice(precision)
-        backend = CupyBackend(device=run)
+        conv = CupyBackend(device=run).conv3x3
         for name, (n, size, c) in CONVOLUTIONS.items():
             rng = np.random.default_rng(0)
             x, dy = (run.to_device(rng.standard_normal((n, size, size, c), dtype=np.float32)) for _ in range(2))
             W, b = (run.to_device(rng.standard_normal(s, dtype=np.float32)) for s in ((3, 3, c, c), (c,)))
-            backward = backend.conv3x3(x, W, b)[1]
-            work = {"forward": lambda x=x, W=W, b=b: backend.conv3x3(x, W, b), "adjoint": lambda k=backward, d=dy: k(d)}
+            work = {"forward": partial(conv, x, W, b), "adjoint": partial(conv(x, W, b)[1], dy)}
             for what, step in work.items():
                 step()
                 passes = 1 if what == "forward" else 2
@@ -280,16 +286,17 @@ def table(out: Path) -> None:
     best: dict[tuple[str, str], tuple[float, str]] = {}
     eager: dict[tuple[str, str], float] = {}
     for path in sorted(out.glob("bench-torch*.json")):
-        for row in json.loads(path.read_text()).get("rows", []):
-            if row["milliseconds"]:
-                key = f"{row['case']}:{row['what']}:{row['batch']}", row["precision"]
-                took = statistics.median(row["milliseconds"])
-                best[key] = min(best.get(key, (9e9, "")), (took, row["mode"]))
-                if row["mode"] == "eager":
-                    eager[key] = took
-                print(f"  torch {key[0]:20s} {key[1]} {row['mode']:8s} {took:9.3f} ms, {row.get('peak_memory_gib', 0):.2f} GiB")
+        for row in [one for one in json.loads(path.read_text()).get("rows", []) if one["milliseconds"]]:
+            key = f"{row['case']}:{row['what']}:{row['batch']}", row["precision"]
+            took, memory = statistics.median(row["milliseconds"]), row.get("peak_memory_gib", 0)
+            best[key] = min(best.get(key, (9e9, "")), (took, row["mode"]))
+            if row["mode"] == "eager":
+                eager[key] = took
+            print(f"  torch {key[0]:20s} {key[1]} {row['mode']:8s} {took:9.3f} ms, {memory:.2f} GiB")
     for path in sorted(out.glob("bench-ours*.json")):
         row = json.loads(path.read_text())
+        if "graph" not in row:
+            continue
         key, ours = (row["step"], row["precision"]), row["graph"]["median_ms"]
         line = f"  ours  {key[0]:20s} {key[1]} graph {ours:9.3f} ms, eager {row['eager']['median_ms']:9.3f} ms"
         line += f", {row['graph']['held_gib']:.2f} GiB"
@@ -300,8 +307,8 @@ def table(out: Path) -> None:
         print(line)
     path = out / "bench-convs.json"
     for row in json.loads(path.read_text())["rows"] if path.exists() else []:
-        share = row["floor_ms"] / row["ms"]
-        print(f"  conv {row['case']} {row['what']} {row['precision']} {row['ms']:8.3f} ms, floor {row['floor_ms']:.3f} ({share:.0%})")
+        took, floor = row["ms"], row["floor_ms"]
+        print(f"  conv {row['case']} {row['what']} {row['precision']} {took:8.3f} ms, {floor / took:.0%} of the floor")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far from exact one training step's output and gradient are on a GPU: ours and PyTorch's, with the same weights."""
+"""How far from exact an output and its gradient are on a GPU: ours and PyTorch's, with the same weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,8 @@ class Problem:
         """Relative norm of what differs from exact."""
         norm = np.linalg.norm
         return {
-            what: float(norm(found[what].astype(np.float64) - self.exact[what]) / norm(self.exact[what])) for what in found
+            what: float(norm(found[what].astype(np.float64) - self.exact[what]) / norm(self.exact[what]))
+            for what in found
         }
 
 

@@ -263,8 +263,8 @@ def _optimiser_options(p: argparse.ArgumentParser) -> None:
 
 _WITH_RESUME = {
     "train": {"--resume", "--steps", "--backend", "--threads", "--precision", "--save-every", "--log-every"},
-    "demo": {"--resume", "--steps", "--backend", "--threads", "--precision", "--count", "--draw-batch", "--weights", "--temperature",
-             "--clip", "--no-clip"},
+    "demo": {"--resume", "--steps", "--backend", "--threads", "--precision", "--count", "--draw-batch", "--weights",
+             "--temperature", "--clip", "--no-clip"},
 }  # fmt: skip
 
 

@@ -103,7 +103,7 @@ def _load(name: str, where: str, **options: object) -> Backend:
         raise ValueError(f"backend: {name!r} is not a subclass of ddpm_ref.Backend")
     options = {option: value for option, value in options.items() if value is not None}
     try:
-        backend = found(**options)
+        backend = found(**options)  # type: ignore[arg-type]
     except ImportError as error:
         raise Unavailable(_reason(name, error)) from error
     except TypeError as error:

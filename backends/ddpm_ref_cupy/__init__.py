@@ -4,8 +4,8 @@
     conv, dense, norm, attention, pointwise, noise, update, loss   the operations, and what surrounds them in a step
     step, chain, arena             a whole training step, and a whole reverse step, as one CUDA graph each
 
-Arrays are CuPy's. float32 and float64 run the same kernels; `precision` says to what float32 operands of matrix products
-and convolutions are rounded. Results repeat bit for bit on one card.
+Arrays are CuPy's. float32 and float64 run the same kernels; `precision` says to what float32 operands of matrix
+products and convolutions are rounded. Results repeat bit for bit on one card.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_ref.backend import Backend, Description
+from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array, Steps
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref.train import StepReport, Trainer
-from ddpm_ref_cupy import attention, chain, conv, dense, loss, noise, norm, pointwise, step, update
-from ddpm_ref_cupy.device import Device
+from ddpm_ref_cupy import attention, chain, conv, dense, noise, norm, pointwise, step, update
+from ddpm_ref_cupy.device import PRECISIONS, Device
 
 __all__ = ["CupyBackend"]
 
@@ -48,7 +48,9 @@ class CupyBackend(Backend):
         self.longest = 0  # T of the schedules seen, and the embeddings of their t: `step.time_embedding`
         self.embeddings: dict[tuple[int, int, np.dtype], Array] = {}
         self.version, self.device = device.version, device.name
-        self.note = f"precision {device.precision}, of fp32, tf32 and bf16; predictions of μ and learned variances: NumPy's p_sample"
+        self.note = (
+            f"precision {device.precision}, of {', '.join(PRECISIONS)}; p_sample of μ and of learned variances: NumPy's"
+        )
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`."""

@@ -12,7 +12,7 @@ ALIGNMENT = 512  # bytes, as in CuPy's own pool
 
 @dataclass
 class Block:
-    """What was allocated: its size, when (the how-manieth event), and when it was freed; None if it outlived the run."""
+    """What was allocated: its size, when (which event), and when it was freed; None if it outlived the run."""
 
     size: int
     first: int

@@ -53,15 +53,22 @@ class ReverseSteps:
     def _one(self) -> None:
         output = self._model(self.x_t, self._t)
         noise.p_sample_at(
-            self.run, self.x_t, self.x_0_hat, self.x_t, output, self._table, self._form, self._seed, self._counters, STEP,
-            self._samples,
+            self.run, self.x_t, self.x_0_hat, self.x_t, output, self._table, self._form, self._seed, self._counters,
+            STEP, self._samples,
         )  # fmt: skip
         down = Launch("step.step_down", (1,), (256,))
         self.run.launch(down, self._counters, np.int32(STEP), self._t, np.int32(len(self._t)))
 
 
 def reverse_steps(
-    backend: "CupyBackend", model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, every: int, **how: Any
+    backend: "CupyBackend",
+    model: Any,
+    schedule: Schedule,
+    x_T: Array,
+    samples: Array,
+    seed: int,
+    every: int,
+    **how: Any,
 ) -> Iterator[tuple[int, Array, Array]] | None:
     """`Backend.reverse_steps`; None where noise.cu has no such reverse step."""
     if not noise.takes(x_T, 1, x_T, how["predicts"], how["var"]):

@@ -15,8 +15,8 @@ R_32F, R_64F, R_16BF = 0, 1, 14  # cudaDataType
 COMPUTE_32F, COMPUTE_64F, FAST_16BF, FAST_TF32 = 68, 70, 75, 77  # cublasComputeType_t
 DEFAULT_ALGORITHM = -1
 STATUS = {
-    1: "not initialised", 3: "allocation failed", 7: "invalid value", 8: "not supported by this card", 11: "mapping error",
-    13: "execution failed", 14: "internal error", 15: "not supported", 16: "licence error",
+    1: "not initialised", 3: "allocation failed", 7: "invalid value", 8: "not supported by this card",
+    11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported", 16: "licence error",
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class Cublas:
     ) -> None:
         """count products; a, b, out as they lie in memory, row by row.
 
-        cuBLAS reads memory column by column, so that it sees every matrix transposed: outᵀ = op(b)ᵀ op(a)ᵀ is asked for.
+        cuBLAS reads memory column by column and so sees every matrix transposed: it is asked for outᵀ = op(b)ᵀ op(a)ᵀ.
         """
         inner = a.rows if trans_a else a.columns
         alpha, beta = (self._double if compute == COMPUTE_64F else self._float)[add]

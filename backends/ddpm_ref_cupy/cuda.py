@@ -48,7 +48,7 @@ def _check_card(cupy: Any) -> None:
         raise ImportError("the cupy backend found no NVIDIA GPU: this machine has no NVIDIA driver")
     if driver // 1000 < built_for:
         raise ImportError(
-            f"the NVIDIA driver here is made for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy for CUDA {built_for}: "
+            f"the NVIDIA driver here is made for CUDA {driver // 1000}.{driver % 1000 // 10}, CuPy for {built_for}: "
             f'update the driver, or pip install "ddpm-ref[cuda{driver // 1000}]" and uninstall the other CuPy'
         )
     if not count:
@@ -218,8 +218,8 @@ class CudaDevice(Device):
 class Graph:
     """`Device.graph`: run once to compile what must be, once watched to plan memory, then captured and launched.
 
-    The graph's memory is one block that nothing else uses. A captured step that allocates otherwise than the watched one
-    is an error.
+    The graph's memory is one block that nothing else uses. A captured step that allocates otherwise than the watched
+    one is an error.
     """
 
     def __init__(self, run: CudaDevice, work: Callable[[], None]) -> None:

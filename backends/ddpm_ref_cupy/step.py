@@ -1,13 +1,14 @@
-"""Whole training steps on the device: lines 2-5 of Algorithm 1 with nothing crossing to the host and nothing waited for.
+"""Whole training steps on the device: lines 2-5 of Algorithm 1, with nothing crossing to the host and no waiting.
 
-The data set lies on the device as grey levels. Step number, draws and learning rate come from a counter there, which the
-step itself moves on; losses and norms go to a ring, which is fetched when somebody wants to see them. So one step is the
-same launches on the same memory each time, one CUDA graph. The numbers are the same whether a graph is used or not, and
-the same draws as `Trainer.draw` makes.
+The data set lies on the device as grey levels. Step number, draws and learning rate come from a counter there, which
+the step itself moves on; losses and norms go to a ring, which is fetched when somebody wants to see them. So one step
+is the same launches on the same memory each time, one CUDA graph. The numbers are the same whether a graph is used or
+not, and the draws those of `Trainer.draw`.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ddpm_ref.random import Purpose
 from ddpm_ref.train import Diverged, StepReport, Trainer, TrainState
 from ddpm_ref_cupy import loss, noise, update
 from ddpm_ref_cupy.arena import peak
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import Launch
 from ddpm_ref_cupy.fit import explained
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def training_steps(backend: "CupyBackend", trainer: Trainer) -> Callable[[int], 
     Its own are: objectives other than the squared error of ε, data that are not grey levels or do not fit the card.
     """
     objective, pixels = trainer.settings.objective, getattr(trainer.data, "pixels", None)
-    plain = objective == Objective(w_simple=objective.w_simple)
+    plain = replace(objective, w_simple=1.0, var="beta") == Objective()
     if not plain or not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8:
         return None
     if pixels.nbytes > backend.run.memory()[0] // 2 or len(pixels) >= 2**31:
@@ -159,7 +160,7 @@ class TrainingSteps:
 
     def _images(self, part: slice) -> Array:
         """x_0 of these places in the batch."""
-        trainer, run, s = self.trainer, self.run, self.trainer.settings
+        run, s = self.run, self.trainer.settings
         samples, n = self._samples[part], part.stop - part.start
         index, flip = run.empty((n,), np.int32), run.empty((n,), np.int32)
         stream = self._counters, STEP, samples

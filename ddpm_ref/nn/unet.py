@@ -75,8 +75,8 @@ class UNet:
     ) -> tuple[Array, Backward]:
         """The network's output and its adjoint.
 
-        x_t: (N, H, W, C) of the parameters' dtype.  t: one integer or (N,) int, the paper's steps 1..T; (N,) of them may
-        also be an array of the backend, whose `time_embedding` then takes it.
+        x_t: (N, H, W, C) of the parameters' dtype.  t: one integer or (N,) int, the paper's steps 1..T; (N,) may also
+        be an array of the backend, whose `time_embedding` then takes it.
         dropout: None, or dropout(layer, shape) -> uniforms in [0, 1), one layer number for each block.
         adjoint: False if backward will not be called, so that intermediate arrays are freed at once.
         Returns output, (N, H, W, out_channels), and backward(d_output) -> dx, grads with grads a `Params`; it frees

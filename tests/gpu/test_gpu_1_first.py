@@ -16,7 +16,9 @@ ROUNDING = {"fp32": 1e-6, "tf32": 1e-3, "bf16": 8e-3}
 
 @pytest.mark.parametrize("precision", ROUNDING)
 @pytest.mark.parametrize("batch", [(), (3,)])
-def test_products_are_those_of_numpy_whichever_is_transposed(cuda: Cuda, precision: str, batch: tuple[int, ...]) -> None:
+def test_products_are_those_of_numpy_whichever_is_transposed(
+    cuda: Cuda, precision: str, batch: tuple[int, ...]
+) -> None:
     run, rng = cuda(precision).run, np.random.default_rng(0)
     for dtype in (np.float32, np.float64):
         for trans_a in (False, True):
@@ -24,7 +26,9 @@ def test_products_are_those_of_numpy_whichever_is_transposed(cuda: Cuda, precisi
                 a = rng.standard_normal((*batch, 72, 40) if trans_a else (*batch, 40, 72)).astype(dtype)
                 b = rng.standard_normal((*batch, 24, 72) if trans_b else (*batch, 72, 24)).astype(dtype)
                 out = rng.standard_normal((*batch, 40, 24)).astype(dtype)
-                exact = (a.swapaxes(-1, -2) if trans_a else a).astype(np.float64) @ (b.swapaxes(-1, -2) if trans_b else b)
+                exact = (a.swapaxes(-1, -2) if trans_a else a).astype(np.float64) @ (
+                    b.swapaxes(-1, -2) if trans_b else b
+                )
                 for add in (False, True):
                     there = run.to_device(out)
                     run.matmul(run.to_device(a), run.to_device(b), there, trans_a=trans_a, trans_b=trans_b, add=add)
@@ -35,7 +39,9 @@ def test_products_are_those_of_numpy_whichever_is_transposed(cuda: Cuda, precisi
 
 def test_products_of_bfloat16_are_summed_in_float32(cuda: Cuda) -> None:
     run, rng = cuda().run, np.random.default_rng(0)
-    a, b = (rng.standard_normal(s).astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000) for s in ((64, 96), (96, 32)))
+    a, b = (
+        rng.standard_normal(s).astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000) for s in ((64, 96), (96, 32))
+    )
     halves = [run.to_device((x >> np.uint32(16)).astype(np.uint16)) for x in (a, b)]
     out = run.to_host(run.matmul(*halves, run.empty((64, 32), np.float32)))
     exact = a.view(np.float32).astype(np.float64) @ b.view(np.float32)
@@ -48,7 +54,9 @@ def test_a_batch_of_random_numbers_has_the_bits_of_numpys(cuda: Cuda, name: str)
     for seed, step, layer in ((0, 1, 0), (2**64 - 1, 2**32 - 1, 2**24 - 1)):
         ours = backend.to_host(getattr(backend, name)(seed, Purpose.EPS, step, samples, shape, layer=layer))
         wanted = getattr(random, name)(seed, Purpose.EPS, step, samples, shape, layer=layer)
-        assert ours.tobytes() == wanted.tobytes(), f"{(ours.view(np.uint32) != wanted.view(np.uint32)).mean():.2%} differ"
+        assert ours.tobytes() == wanted.tobytes(), (
+            f"{(ours.view(np.uint32) != wanted.view(np.uint32)).mean():.2%} differ"
+        )
 
 
 @pytest.mark.parametrize("name", ["as in the paper", "dropout", "micro-batches", "learned variance"])

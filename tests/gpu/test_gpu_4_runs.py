@@ -63,7 +63,7 @@ def test_a_run_that_diverges_keeps_the_state_before(cuda: Cuda) -> None:
     one.steps(5)
     one.state.params[...] *= 1e30
     before = one.host_state()
-    with pytest.raises(Diverged, match="step 6: .* the state is that of step 5"):
+    with pytest.raises(Diverged, match=r"step 6: .* the state is that of step 5"):
         one.steps(4)
     assert differences(before, one.host_state()) == []
 
@@ -111,7 +111,8 @@ def test_a_replayed_reverse_step_gives_the_bits_of_the_eager_one(cuda: Cuda, pre
     one = after(1, variant("as in the paper"))
     how: dict[str, Any] = dict(samples=[3, 8], shape=(4, 4, 1), seed=6, every=5)
     graph, eager = (
-        list(generate_steps(one.net, one.params(), SCHEDULE, backend=cuda(precision, graphs=g), **how)) for g in (True, False)
+        list(generate_steps(one.net, one.params(), SCHEDULE, backend=cuda(precision, graphs=g), **how))
+        for g in (True, False)
     )
     for (t, *ours), (s, *theirs) in zip(graph, eager, strict=True):
         assert t == s and all((a == b).all() for a, b in zip(ours, theirs, strict=True))
@@ -125,9 +126,9 @@ def test_out_of_memory_says_what_was_needed_and_what_would_fit(cuda: Cuda) -> No
     one = digits(cuda(), batch=4096)
     pool.set_limit(pool.total_bytes() + (256 << 20))
     try:
-        with pytest.raises(MemoryError, match=r"4096 images at a time need .* GiB, free are .*; \d+ at a time would fit"):
+        with pytest.raises(
+            MemoryError, match=r"4096 images at a time need .* GiB, free are .*; \d+ at a time would fit"
+        ):
             one.steps(1)
     finally:
         pool.set_limit(0)
-
-

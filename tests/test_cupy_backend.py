@@ -1,0 +1,172 @@
+"""The CuPy backend as a whole, its kernels run on the CPU: the contract, and training and sampling loops of its own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cupy_checks import needs_compiler
+from ddpm_ref_cupy import CupyBackend
+from ddpm_ref_cupy import step as whole_step
+from small_run import (
+    ADAM,
+    CONFIG,
+    SCHEDULE,
+    SETTINGS,
+    SOURCE,
+    VARIANTS,
+    VECTORS,
+    after,
+    copied,
+    differences,
+    pictures,
+    trainer,
+    variant,
+)  # fmt: skip
+from strategies import short
+
+from ddpm_ref import check_backend, generate_steps
+from ddpm_ref.files.checkpoint import load_checkpoint
+from ddpm_ref.files.data import ImageData
+from ddpm_ref.files.run import RunSettings, read_log, run_training, save
+from ddpm_ref.train import Diverged, Trainer, TrainState
+
+pytestmark = needs_compiler
+Host = Callable[..., Any]
+OWN = [name for name in VARIANTS if "learned" not in name and name != "the bound alone"]
+
+
+class Plain(CupyBackend):
+    """Without the loops of its own: the trainer's and the sampler's, over its operations."""
+
+    def training_steps(self, trainer: Trainer) -> None:
+        return None
+
+    def reverse_steps(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def test_it_does_what_numpy_does(host: Host) -> None:
+    report = check_backend(CupyBackend(device=host()))
+    assert report.backend.own and not report.backend.inherited
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_whole_steps_on_the_device_are_the_trainers_bit_for_bit(host: Host, name: str) -> None:
+    own, plain = variant(name, backend=CupyBackend(device=host())), variant(name, backend=Plain(device=host()))
+    reports = own.steps(3)
+    for mine in reports:
+        theirs = plain.step()
+        assert mine.step == theirs.step and np.isclose(mine.loss, theirs.loss, rtol=1e-12)
+        assert mine.gradient_norm == theirs.gradient_norm
+        assert np.allclose(mine.quarters, theirs.quarters, rtol=1e-12)
+    assert [r.step for r in reports] == [1, 2, 3]
+    assert differences(own.host_state(), plain.host_state()) == []
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_is_numpys_up_to_rounding(host: Host, name: str) -> None:
+    here, there = after(2, variant(name)), after(2, variant(name, backend=CupyBackend(device=host())))
+    for vector in VECTORS:
+        a, b = getattr(here.state, vector), getattr(there.host_state(), vector)
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max(), vector
+
+
+def test_float64_too(host: Host) -> None:
+    here = after(2, variant("dropout", dtype=np.float64))
+    there = after(2, variant("dropout", dtype=np.float64, backend=CupyBackend(device=host())))
+    for vector in VECTORS:
+        a, b = getattr(here.state, vector), getattr(there.host_state(), vector)
+        assert b.dtype == np.float64 and np.abs(a - b).max() <= 1e-12 * np.abs(a).max(), vector
+
+
+def test_objectives_and_data_it_has_no_steps_for_are_left_to_the_trainer(host: Host) -> None:
+    backend = CupyBackend(device=host())
+    floats = ImageData(pictures().x_0(), 17, "floats")
+    others = [variant(name) for name in VARIANTS if name not in OWN] + [trainer(data=floats)]
+    assert [whole_step.training_steps(backend, one) for one in others] == [None] * len(others)
+    assert all(whole_step.training_steps(backend, variant(name)) for name in OWN)
+
+
+@pytest.mark.parametrize(("lr", "scale"), [(1e30, 1.0), (1e-3, 1e25)])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(host: Host, lr: float, scale: float) -> None:
+    adam = replace(ADAM, lr=lr, clip_norm=None)
+    one = trainer(CONFIG, replace(SETTINGS, adam=adam), backend=CupyBackend(device=host()))
+    one.steps(1)
+    one.state.params *= np.float32(scale)
+    before = copied(one.host_state())
+    with np.errstate(all="ignore"):
+        for _ in range(2):
+            with pytest.raises(Diverged, match=r"step 2: loss .*, gradient norm .*; the state is that of step 1"):
+                one.steps(3)
+    assert differences(before, one.host_state()) == []
+
+
+def test_more_steps_than_the_ring_holds_are_not_run_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_step, "RING", 3)
+    own, plain = variant("flips", backend=CupyBackend(device=host())), variant("flips", backend=Plain(device=host()))
+    steps = [[r.step for r in own.steps(5)] for _ in range(3)]
+    assert steps == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert differences(own.host_state(), after(9, plain).host_state()) == []
+
+
+def test_a_trainer_that_is_put_back_goes_on_from_there(host: Host) -> None:
+    """Another state, or another number of the step: the counter on the device follows."""
+    one = variant("as in the paper", backend=CupyBackend(device=host()))
+    one.steps(2)
+    kept = copied(one.host_state())
+    wanted = copied(after(2, one).host_state())
+    one.state = TrainState(2, *(one.backend.to_device(getattr(kept, name)) for name in VECTORS))
+    assert differences(after(2, one).host_state(), wanted) == []
+    for name in VECTORS:
+        getattr(one.state, name)[...] = getattr(kept, name)
+    one.state.step = 2
+    assert differences(after(2, one).host_state(), wanted) == []
+
+
+def test_a_run_in_a_folder_is_the_same_run_and_goes_on_elsewhere(host: Host, tmp_path: Path) -> None:
+    """Its log counts every step once, whatever is run at a time; its checkpoint is any backend's."""
+    logs = []
+    for number, backend in enumerate((None, CupyBackend(device=host()))):
+        one, folder = variant("dropout", backend=backend), tmp_path / str(number)
+        folder.mkdir()
+        run_training(one, SOURCE, folder, RunSettings(steps=7, log_every=3, save_every=5))
+        logs.append(read_log(folder / "log.csv"))
+    assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]] == [3, 6, 7]
+    for row, other in zip(*logs, strict=True):
+        assert np.allclose(
+            [row[c] for c in ("loss", "gradient_norm")], [other[c] for c in ("loss", "gradient_norm")], 1e-4
+        )
+    state = load_checkpoint(save(one, SOURCE, tmp_path)).state
+    here = after(2, variant("dropout", state=copied(state)))
+    there = after(2, variant("dropout", state=copied(state), backend=CupyBackend(device=host())))
+    assert np.abs(here.state.params - there.host_state().params).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"predicts": "v"}, {"predicts": "x_0", "clip": False}, {"predicts": "mu"}, {"var": "beta_tilde"}],
+    ids=str,
+)
+def test_whole_reverse_steps_on_the_device_are_the_samplers_bit_for_bit(host: Host, how: dict[str, Any]) -> None:
+    one, kept = after(2, variant("as in the paper")), []
+    for backend in (CupyBackend(device=host()), Plain(device=host()), None):
+        steps = generate_steps(
+            one.net, one.params(), SCHEDULE, [3, 8], (4, 4, 1), seed=6, every=5, backend=backend, temperature=0.9, **how
+        )
+        kept.append(list(steps))
+    own, plain, numpy = kept
+    assert [t for t, *_ in own] == [20, 15, 10, 5, 0]
+    for (t, *mine), (s, *theirs), (r, *exact) in zip(own, plain, numpy, strict=True):
+        assert t == s == r and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        assert all(np.abs(a - b).max() < 1e-4 for a, b in zip(mine, exact, strict=True))
+
+
+def test_a_table_of_embeddings_serves_the_longest_schedule_seen(host: Host) -> None:
+    backend = CupyBackend(device=host())
+    for T in (5, 12, 7):
+        one = trainer(schedule=short(T), backend=backend)
+        other = trainer(schedule=short(T), backend=Plain(device=host()))
+        assert differences(after(2, one).host_state(), after(2, other).host_state()) == []
