@@ -28,6 +28,7 @@ class ReverseSteps:
         self, backend: "CupyBackend", model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, **how: Any
     ) -> None:
         run = self.run = backend.run
+        backend.longest = max(backend.longest, schedule.T)
         self._model, self._seed, self.schedule = model, seed, schedule
         self.x_t, self.x_0_hat = run.contiguous(x_T).copy(), run.empty(x_T.shape, x_T.dtype)
         table, self._form = noise.reverse_table(schedule, x_T.dtype, start=schedule.T, **{"predicts": "eps", **how})
@@ -73,7 +74,6 @@ def reverse_steps(
     """`Backend.reverse_steps`; None where noise.cu has no such reverse step."""
     if not noise.takes(x_T, 1, x_T, how["predicts"], how["var"]):
         return None
-    backend.longest = max(backend.longest, schedule.T)
     return _chain(ReverseSteps(backend, model, schedule, x_T, samples, seed, **how), every)
 
 

@@ -64,6 +64,9 @@ def _convolve_tiles(run: Device, x: Array, W: Array, b: Array, *, turned: bool) 
     """y = conv(x) + b; turned: with the filters of the adjoint, from W's D channels to its C."""
     n, h, w, c = x.shape
     d = W.shape[2 if turned else 3]
+    whole = tiles.whole(n, h, w, c, d, run.processors) if _has_wgmma(run) else None
+    if whole:
+        return _convolve_whole(run, x, W, b, whole, turned=turned)
     cut = tiles.blocks(n, h, w, c, d, run.precision, run.processors)
     assert cut is not None
     filters = run.empty((9, c, d), np.uint16 if run.precision == "bf16" else np.uint32)
@@ -76,17 +79,42 @@ def _convolve_tiles(run: Device, x: Array, W: Array, b: Array, *, turned: bool) 
     return y
 
 
+def _has_wgmma(run: Device) -> bool:
+    """Whether bf16 products of whole tiles are to be had."""
+    return run.precision == "bf16" and run.capability == (9, 0)
+
+
+def _convolve_whole(run: Device, x: Array, W: Array, b: Array, cut: tiles.Whole, *, turned: bool) -> Array:
+    """`_convolve_tiles` by wgmma."""
+    n, h, w, c = x.shape
+    d = W.shape[2 if turned else 3]
+    filters = run.empty((9, c // 8, d, 8), np.uint16)
+    run.launch(spread("conv_wgmma.pack_whole", W.size), W, filters, *map(np.int32, (*W.shape[2:], turned)))
+    y = run.empty((n, h, w, d), np.float32)
+    t = cut.tiling
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, cut.pitch, d if b.ndim == 2 else 0)
+    run.launch(Launch(cut.forward, cut.grid, (256,), cut.shared), x, filters, b, y, *map(np.int32, sizes))
+    return y
+
+
 def _gradient_of_tiles(run: Device, x: Array, dy: Array) -> Array:
     """dW of padded x and dy."""
     n, h, w, c = x.shape
     d = dy.shape[3]
-    cut = tiles.gradient_blocks(n, h, w, c, d, run.precision, run.processors)
-    assert cut is not None
-    count = cut.grid[2]
+    whole = tiles.whole(n, h, w, c, d, run.processors) if _has_wgmma(run) else None
+    if whole:
+        t, grid = whole.tiling, whole.gradient_grid
+        launch = Launch("conv_wgmma.whole_gradient", grid, (tiles.GRADIENT_THREADS,), whole.gradient_shared)
+        last = whole.pitch, t.count
+    else:
+        cut = tiles.gradient_blocks(n, h, w, c, d, run.precision, run.processors)
+        assert cut is not None
+        t, grid = cut.tiling, cut.grid
+        launch = Launch(cut.kernel, grid, (tiles.GRADIENT_THREADS,), cut.shared)
+        last = (t.count,)
+    count = grid[2]
     parts = run.empty((count, 3, 3, c, d), np.float32)
-    t = cut.tiling
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count)
-    launch = Launch(cut.kernel, cut.grid, (tiles.GRADIENT_THREADS,), cut.shared)
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, *last)
     run.launch(launch, x, dy, parts, *map(np.int32, sizes))
     if count == 1:
         return parts[0]

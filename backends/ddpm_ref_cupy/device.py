@@ -33,12 +33,13 @@ class Launch(NamedTuple):
 class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
-    processors: multiprocessors of the card.  shared_limit: bytes of shared memory that a block may ask for.
+    capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory that a block may ask for.
     """
 
     precision = "fp32"
     name = "a device"
     version = ""
+    capability = (8, 0)
     processors = 132
     shared_limit = 227 << 10
 

@@ -16,6 +16,11 @@ GRADIENT_WIDE = 64
 GRADIENT_THREADS = 384
 
 
+WHOLE_PIXELS = 256
+"""Pixels of a tile of wgmma's kernels, in squares of 8 x 8."""
+WHOLE_CHUNK = 64
+
+
 class Tiling(NamedTuple):
     """A tile of pixels: whole images, or rows x columns of one. count: tiles of the batch."""
 
@@ -98,3 +103,41 @@ def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, proc
     rows = cut.places + pixels
     shared = 2 * rows * (GRADIENT_WIDE + 8) * size + 8 * rows + 4 * pixels
     return GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
+
+
+# --- wgmma, on cards of compute capability 9.0 -----------------------------------------------------------------------
+
+
+class Whole(NamedTuple):
+    """A convolution by `kernels/conv_wgmma.cu`: kernels, grids and shared memory, forward and of the filter gradient."""
+
+    forward: str
+    grid: tuple[int, int]
+    shared: int
+    gradient_grid: tuple[int, int, int]
+    gradient_shared: int
+    tiling: Tiling
+    pitch: int
+
+
+def whole(n: int, h: int, w: int, c: int, d: int, processors: int) -> Whole | None:
+    """From c to d channels in bf16; None where 256 pixels are not squares of 8 x 8 or too few blocks fill the card."""
+    if c % WHOLE_CHUNK or d % 64:
+        return None
+    if (h, w) == (8, 8):
+        cut = Tiling(4, 8, 8, -(-n // 4))
+    elif h >= 16 and w >= 16:
+        rows, columns = min(((8, 32), (16, 16)), key=lambda cut: -(-h // cut[0]) * -(-w // cut[1]))
+        cut = Tiling(1, rows, columns, n * -(-h // rows) * -(-w // columns))
+    else:
+        return None
+    wide = 128 if d % 128 == 0 and -(-d // 128) * cut.count >= processors else 64
+    if d // wide * cut.count < processors // 2:
+        return None
+    pitch = cut.places + (1 - cut.places) % 8
+    shared = 2 * 8 * pitch * 16 + 4 * WHOLE_CHUNK * wide * 2 + 4 * cut.places
+    across, down = c // 64, d // 64
+    parts = max(1, min(cut.count, processors // (across * down)))
+    gradient = 2 * 8 * (pitch + WHOLE_PIXELS + 1) * 16 + 8 * (cut.places + WHOLE_PIXELS)
+    grid = (d // wide, cut.count)
+    return Whole(f"conv_wgmma.whole_256x{wide}", grid, shared, (across, down, parts), gradient, cut, pitch)

@@ -40,6 +40,54 @@ template <class T> static T shuffle(unsigned mask, T v, int lane) {
 
 static inline int lane() { return current->number & 31; }
 
+// --- wgmma: carried out when waited for, since what it reads may not be written before ---------------------------------
+
+static uint64_t shared_offset(const void* p) {
+    if ((uintptr_t)p % 16 || !is_shared(p)) stop("matrix: wants 16 aligned bytes of shared memory");
+    return (const char*)p - dynamic_shared;
+}
+
+// Number (line, k) of a matrix in groups of 8 x 8: a line holds 8 of k, or, turned, 8 of its lines.
+static float element(uint64_t matrix, bool turned, int line, int k) {
+    const uint64_t first = (matrix & 0x3fff) << 4, along_k = (matrix >> 16 & 0x3fff) << 4, along_rows = (matrix >> 32 & 0x3fff) << 4;
+    const uint64_t inner = turned ? k % 8 * 16 + line % 8 * 2 : line % 8 * 16 + k % 8 * 2;
+    const char* at = dynamic_shared + first + line / 8 * along_rows + k / 8 * along_k + inner;
+    if (!is_shared(at)) return stop("wgmma: reads outside of shared memory"), 0;
+    uint16_t bits;
+    memcpy(&bits, at, sizeof bits);
+    const uint32_t wide = (uint32_t)bits << 16;
+    float number;
+    memcpy(&number, &wide, sizeof number);
+    return number;
+}
+
+static void carry_out(const Product& p) {
+    const int warp = current->number / 32 % 4;
+    for (int j = 0; j < p.columns / 8; j++)
+        for (int h = 0; h < 2; h++)
+            for (int i = 0; i < 2; i++) {
+                const int row = 16 * warp + lane() / 4 + 8 * h, column = 8 * j + 2 * (lane() % 4) + i;
+                float sum = p.add ? p.d[4 * j + 2 * h + i] : 0;
+                for (int k = 0; k < 16; k++) sum += element(p.a, p.turn_a, row, k) * element(p.b, p.turn_b, column, k);
+                p.d[4 * j + 2 * h + i] = sum;
+            }
+}
+
+static void product(float* d, int columns, uint64_t a, uint64_t b, bool turn_a, bool turn_b, bool add) {
+    current->products.push_back({d, columns, a, b, turn_a, turn_b, add, current->product_groups});
+}
+
+static void products_commit() { current->product_groups++; }
+
+static void products_wait(int n) {
+    auto& waiting = current->products;
+    size_t done = 0;
+    for (; done < waiting.size() && waiting[done].group < current->product_groups - n; done++) carry_out(waiting[done]);
+    waiting.erase(waiting.begin(), waiting.begin() + done);
+}
+
+static void written_for_products() {}  // the CPU has one way to memory
+
 }  // namespace cu
 
 static inline void __syncwarp(unsigned mask = ~0u) { cu::meet(cu::SYNC, mask); }

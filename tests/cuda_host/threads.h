@@ -56,6 +56,7 @@ template <class... Args> static void fail(const char* format, Args... args) {
 enum State { RUN, AT_WARP, AT_BLOCK, DONE };
 
 struct Copy { void* to; const void* from; int bytes, group; bool valid; };
+struct Product { float* d; int columns; uint64_t a, b; bool turn_a, turn_b, add; int group; };
 
 struct Thread {
     void* stack_pointer;
@@ -66,7 +67,8 @@ struct Thread {
     int turn;                  // of `slot`: collectives alternate, so nobody overwrites what another has yet to read
     uint64_t slot[2][8];       // what this lane shows its warp
     std::vector<Copy> copies;  // asynchronous ones, made when they are waited for
-    int groups;
+    std::vector<Product> products;
+    int groups, product_groups;
 };
 
 static const size_t STACK = 256 << 10;
@@ -151,8 +153,9 @@ static void start(Thread& t, int number, char* stacks) {
     t.number = number;
     t.index = {number % block_size.x, number / block_size.x % block_size.y, number / (block_size.x * block_size.y)};
     t.state = RUN;
-    t.turn = t.groups = 0;
+    t.turn = t.groups = t.product_groups = 0;
     t.copies.clear();
+    t.products.clear();
     void** top = (void**)(stacks + (number + 1) * STACK);
 #if defined(__x86_64__)
     top -= 2;  // where a call would leave the stack: 8 past a multiple of 16, once `ret` has taken the address
