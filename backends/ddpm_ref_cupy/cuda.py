@@ -156,7 +156,8 @@ class CudaDevice(Device):
         module = self._modules.get((file, real))
         if module is None:
             name = {"float32": "float", "float64": "double"}[real.name]
-            module = self.cupy.RawModule(code=source(file), options=(f"-DREAL={name}", *_own_options(file, self.capability)))
+            options = f"-DREAL={name}", *_own_options(file, self.capability)
+            module = self.cupy.RawModule(code=source(file), options=options)
             self._modules[file, real] = module
         return module
 

@@ -33,7 +33,8 @@ class Launch(NamedTuple):
 class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
-    capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory that a block may ask for.
+    capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
+    that a block may ask for.
     """
 
     precision = "fp32"
