@@ -44,6 +44,14 @@ class Device:
     processors = 132
     shared_limit = 227 << 10
 
+    def address(self, x: Array) -> int:
+        """Where x's first element lies."""
+        return int(x.ctypes.data)
+
+    def write(self, x: Array, values: np.ndarray) -> None:
+        """Host numbers into x. In what becomes a graph: once, before its first launch."""
+        x[...] = values
+
     def holds(self, x: Array) -> bool:
         """Whether x is an array of this device."""
         return isinstance(x, np.ndarray)

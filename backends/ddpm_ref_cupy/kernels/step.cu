@@ -42,3 +42,20 @@ extern "C" __global__ void __launch_bounds__(256) step_down(int* __restrict__ co
     if (threadIdx.x == 0) counters[slot] = next;
     for (int n = threadIdx.x; n < N; n += blockDim.x) t[n] = next;
 }
+
+// Many arrays into one vector, in order.  sources: their addresses.  first (arrays + 1,): where each begins, and the end.
+// grid: one block for each 4096 numbers of the vector.
+extern "C" __global__ void __launch_bounds__(256) step_gather(
+    const u64* __restrict__ sources, const i64* __restrict__ first, int arrays, real* __restrict__ vector) {
+    i64 from = (i64)blockIdx.x * 4096, to = from + 4096 < first[arrays] ? from + 4096 : first[arrays];
+    int low = 0, high = arrays;  // first[low] <= from < first[high]
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (first[middle] <= from) low = middle;
+        else high = middle;
+    }
+    for (i64 i = from + threadIdx.x; i < to; i += blockDim.x) {
+        while (first[low + 1] <= i) low++;
+        vector[i] = ((const real*)sources[low])[i - first[low]];
+    }
+}
