@@ -119,8 +119,8 @@ class CudaDevice(Device):
     def contiguous(self, x: Array) -> Array:
         return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
 
-    # Copies go to our stream by name and are waited for: CuPy's own may take the default stream, which ours does not wait
-    # for, nor it for ours.
+    # Copies go to our stream by name and are waited for: CuPy's own may take the default stream, which ours does not
+    # wait for, nor it for ours.
 
     def to_device(self, x: Array) -> Array:
         if isinstance(x, self.cupy.ndarray):
