@@ -70,7 +70,7 @@ def _stream(cupy: Any) -> Any:
 
 def _own_options(file: str, capability: tuple[int, int]) -> tuple[str, ...]:
     """wgmma wants the processor named with its "a"; NVRTC keeps to that whatever CuPy says beside it."""
-    return ("-arch=sm_90a",) if file == "conv_wgmma" and capability == (9, 0) else ()
+    return ("-arch=sm_90a",) if file == "conv_hopper" and capability == (9, 0) else ()
 
 
 class CudaDevice(Device):
@@ -156,7 +156,9 @@ class CudaDevice(Device):
         module = self._modules.get((file, real))
         if module is None:
             name = {"float32": "float", "float64": "double"}[real.name]
-            module = self.cupy.RawModule(code=source(file), options=(f"-DREAL={name}", *_own_options(file, self.capability)))
+            module = self.cupy.RawModule(
+                code=source(file), options=(f"-DREAL={name}", *_own_options(file, self.capability))
+            )
             self._modules[file, real] = module
         return module
 
