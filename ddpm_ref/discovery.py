@@ -16,8 +16,9 @@ OURS = {
     "numba": "ddpm_ref_numba:NumbaBackend",
     "cupy": "ddpm_ref_cupy:CupyBackend",
 }
-EXTRAS = {"numba": "numba", "cupy": "cuda13"}
 """Ours are known without their entry points too, for a checkout that was not installed (PYTHONPATH=.:backends)."""
+EXTRAS = {"numba": "numba"}
+"""What installs a backend that cannot be used, where it does not say so itself (as cupy does, which may want a GPU)."""
 
 
 class Unavailable(ValueError):

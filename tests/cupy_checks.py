@@ -1,5 +1,6 @@
 """The CuPy backend's operations as a backend on the device that runs its kernels on the CPU."""
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="wants g++, to run the kernels on the CPU")
 
 Host = Callable[..., HostDevice]
 """The fixture `host`."""

@@ -128,7 +128,8 @@ METHODS = [name for name in vars(Backend) if not name.startswith("_") and callab
 def test_every_public_method_is_documented_and_known_to_these_tests() -> None:
     assert [name for name in METHODS if not inspect.getdoc(getattr(Backend, name))] == []
     assert set(NAMES) == {*WRAPPED, "q_sample", "p_sample"}
-    assert sorted(METHODS) == sorted([*NAMES, "describe", "to_device", "to_host"])
+    around = ["describe", "silu", "time_embedding", "training_steps", "reverse_steps", "to_device", "to_host"]
+    assert sorted(METHODS) == sorted([*NAMES, *around])
 
 
 @pytest.mark.parametrize("name", WRAPPED)
@@ -211,6 +212,8 @@ def test_the_network_runs_the_operations_of_the_backend_it_is_given(gradient_err
         "dense": 2 + blocks + widened + 4 * attentions,
         "dropout": blocks,
         "group_norm": 2 * blocks + attentions + 1,
+        "silu": 2,
+        "time_embedding": 1,
         "to_device": 1,
         "upsample": 1,
     }

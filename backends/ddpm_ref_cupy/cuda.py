@@ -118,11 +118,28 @@ class CudaDevice(Device):
     def contiguous(self, x: Array) -> Array:
         return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
 
+    # Copies go to our stream by name and are waited for: CuPy's own may take the default stream, which ours does not wait
+    # for, nor it for ours.
+
     def to_device(self, x: Array) -> Array:
-        return self.cupy.asarray(x)
+        if isinstance(x, self.cupy.ndarray):
+            return x
+        host = np.require(x, requirements="C")
+        y = self.cupy.empty(host.shape, host.dtype)
+        if host.size:
+            y.data.copy_from_host_async(host.ctypes.data, host.nbytes, self.stream)
+            self.stream.synchronize()
+        return y
 
     def to_host(self, x: Array) -> np.ndarray:
-        return self.cupy.asnumpy(x, stream=self.stream)
+        if not isinstance(x, self.cupy.ndarray):
+            return np.asarray(x)
+        x = self.contiguous(x)
+        host = np.empty(x.shape, x.dtype)
+        if host.size:
+            x.data.copy_to_host_async(host.ctypes.data, host.nbytes, self.stream)
+            self.stream.synchronize()
+        return host
 
     def synchronize(self) -> None:
         """Wait for everything launched so far."""

@@ -1,7 +1,7 @@
 """`Backend.group_norm`, fused with SiLU: launches of `kernels/norm.cu` and `norm_chunks.cu`.
 
 An image's channels are cut into slabs, whole groups that one block normalises. Where all positions of a slab fit into a
-block's shared memory, x is read once: one launch forward, and two for the adjoint, the second to add dγ and dβ over the
+block's shared memory, x is read once: one launch each way, in which the last block of each slab adds dγ and dβ over the
 images. Otherwise the positions are cut into chunks, and the statistics of all chunks come first: two launches forward,
 four back. Kept for the adjoint: x, and mean and r = 1/√(var + ε) of each group.
 """
@@ -17,6 +17,8 @@ from ddpm_ref.nn.ops import Backward
 from ddpm_ref_cupy.device import Device, Launch
 
 THREADS = 256  # of a block, at most
+FLAG = 16  # bytes of shared memory that the kernel declares itself
+SLABS = 1024  # at most of an image held in parts: norm.cu counts the blocks of each
 RESIDENT = 3 * THREADS  # threads on a processor at a time, by their registers (norm.cuh)
 _CHUNKED = 32  # channels of a slab that is not held, at most: one line of memory
 _LEAST_CHUNK = 64  # positions
@@ -48,7 +50,8 @@ def plan(run: Device, n: int, s: int, c: int, width: int, itemsize: int, *, arra
     """The cheapest way to normalise (N, S, C), by `_cost`; arrays: how many are held, 1 forward and 2 back."""
     vector = 1 if c % 4 else 4
     unit = lcm(width, vector)
-    held = [p for p in _held(s, c, unit, vector, itemsize, arrays) if p.shared <= run.shared_limit]
+    most = run.shared_limit - FLAG
+    held = [p for p in _held(s, c, unit, vector, itemsize, arrays) if p.shared <= most and p.slabs <= SLABS]
     return min(
         [*held, _chunked(run, n, s, c, unit, vector, itemsize)], key=lambda p: _cost(run, p, n, s, c, itemsize, arrays)
     )
@@ -150,18 +153,18 @@ def _backward(
     sizes = (np.int32(s), np.int32(c), np.int32(width), np.int32(p.wide), np.int32(p.vector), np.int32(silu))
     of_images = run.empty((2, n, c), x.dtype)
     if p.held:
-        run.launch(p.launch("norm_slab_back", n, x.dtype), x, dy, gamma, beta, stats, dx, of_images, *sizes)
+        run.launch(p.launch("norm_slab_back", n, x.dtype), x, dy, gamma, beta, stats, dx, of_images, sums, *sizes)
     else:
         of_chunks = run.empty((2, n, p.chunks, c), x.dtype)
         chunk = np.int32(p.chunk)
         run.launch(p.launch("norm_sums", n, x.dtype), x, dy, gamma, beta, stats, of_chunks, *sizes, chunk)
         column_sums(run, of_chunks.reshape(2 * n, p.chunks, c), of_images.reshape(2 * n, c))
         run.launch(p.launch("norm_back", n, x.dtype), x, dy, gamma, beta, stats, of_images, dx, *sizes, chunk)
-    column_sums(run, of_images, sums)
+        column_sums(run, of_images, sums)
 
 
 def column_sums(run: Device, x: Array, out: Array) -> None:
     """out[i, c] = Σ_r x[i, r, c], in an order that depends on the shape alone.  x: (I, R, C)   out: (I, C)"""
     i, rows, c = x.shape
-    launch = Launch("norm.norm_columns", (-(-c // 32), i), (256, 1, 1), 0, x.dtype)
+    launch = Launch("norm_chunks.norm_columns", (-(-c // 32), i), (256, 1, 1), 0, x.dtype)
     run.launch(launch, x, out, np.int32(rows), np.int32(c))

@@ -1,5 +1,5 @@
-// Attention over the S positions of an image: softmax of the scores and its adjoint, which stand between matrix products,
-// and the whole operation in one block for each image where images are small.
+// Attention over the S positions of an image: softmax of the scores and its adjoint, which stand between matrix
+// products, and the whole operation in one block for each image where images are small.
 //
 // attention_softmax, attention_softmax_back    one warp a row; a row is read again from the cache, never from memory
 // attention_small, attention_small_back        one block an image: all in shared memory, products in tiles of 4x4
@@ -60,7 +60,9 @@ struct Tiles {
         free += 4 * rows * pitch;
     }
 
-    __device__ Row four(int row, int column) const { return *reinterpret_cast<const Row*>(at + row * pitch + 4 * column); }
+    __device__ Row four(int row, int column) const {
+        return *reinterpret_cast<const Row*>(at + row * pitch + 4 * column);
+    }
 
     __device__ void load(const real* from, int R, int C) const {
         int width = 4 * columns;
@@ -127,7 +129,8 @@ extern "C" __global__ void __launch_bounds__(256) attention_small(
 
 extern "C" __global__ void __launch_bounds__(256) attention_small_back(
     const real* __restrict__ q, const real* __restrict__ k, const real* __restrict__ v, const real* __restrict__ P,
-    const real* __restrict__ dy, real* __restrict__ dq, real* __restrict__ dk, real* __restrict__ dv, int S, int C, real scale) {
+    const real* __restrict__ dy, real* __restrict__ dq, real* __restrict__ dk, real* __restrict__ dv, int S, int C,
+    real scale) {
     extern __shared__ __align__(16) real shared[];
     real* free = shared;
     Tiles q_(free, S, C), k_(free, S, C), v_(free, S, C), dy_(free, S, C), P_(free, S, S), dA(free, S, S);

@@ -4,10 +4,11 @@
 //   sums (N, chunks)   Σ r², r = output - target, each square rounded as the array is, and summed in double
 //   d_output           r by 2/D, by the loss's weight, by 1/N: one rounding each, as when NumPy takes these steps
 extern "C" __global__ void __launch_bounds__(256) loss_squares(
-    const real* __restrict__ output, const real* __restrict__ target, real* __restrict__ d_output, double* __restrict__ sums,
-    int D, int chunk, real slope, real weight, real share) {
+    const real* __restrict__ output, const real* __restrict__ target, real* __restrict__ d_output,
+    double* __restrict__ sums, int D, int chunk, real slope, real weight, real share) {
     __shared__ double scratch[32];
-    int chunks = (D + chunk - 1) / chunk, n = blockIdx.x / chunks, from = blockIdx.x % chunks * chunk, to = min(D, from + chunk);
+    int chunks = (D + chunk - 1) / chunk, n = blockIdx.x / chunks;
+    int from = blockIdx.x % chunks * chunk, to = min(D, from + chunk);
     size_t image = (size_t)n * D;
     double sum = 0;
 #pragma unroll 4
@@ -26,8 +27,9 @@ extern "C" __global__ void __launch_bounds__(256) loss_squares(
 //   quarters (2, 4)    Σ losses and their number, for t ≤ T/4, …, t > 3T/4
 // With `add` the last two are added to.
 extern "C" __global__ void __launch_bounds__(256) loss_report(
-    const double* __restrict__ sums, const int* __restrict__ t, double* __restrict__ losses, double* __restrict__ mean,
-    double* __restrict__ quarters, int N, int chunks, int D, int T, double weight, double part, int add) {
+    const double* __restrict__ sums, const int* __restrict__ t, double* __restrict__ losses,
+    double* __restrict__ mean, double* __restrict__ quarters, int N, int chunks, int D, int T, double weight,
+    double part, int add) {
     __shared__ double scratch[32];
     double total[9] = {};  // of all; then sums and counts of the quarters
     for (int n = threadIdx.x; n < N; n += blockDim.x) {
@@ -37,12 +39,14 @@ extern "C" __global__ void __launch_bounds__(256) loss_report(
         losses[n] = loss;
         total[0] += loss;
         long long quarter = (4LL * t[n] - 1) / T;
+#pragma unroll
         for (int q = 0; q < 4; q++)
             if (q == quarter) {
                 total[1 + q] += loss;
                 total[5 + q] += 1;
             }
     }
+#pragma unroll
     for (int i = 0; i < 9; i++) {
         double sum = block_sum(total[i], scratch);
         if (threadIdx.x == 0) {

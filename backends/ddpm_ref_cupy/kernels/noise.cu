@@ -169,10 +169,10 @@ integers_at(int* __restrict__ out, const u32* __restrict__ samples, i64 images, 
         out[i] = lowest + (int)__umulhi(words({seed, (u32)counters[slot], last}, samples[i], 0).w[0], n);
 }
 
-// --- dropout by uniforms that are nowhere kept -------------------------------------------------------------------------
+// --- dropout by uniforms that are nowhere kept -----------------------------------------------------------------------
 
 // By 0 and not to 0, as NumPy: the sign stays.
-DEVICE real dropped(real x, float uniform, float rate, real keep) { return mul_rn(x, uniform >= rate ? keep : real(0)); }
+DEVICE real dropped(real x, float u, float rate, real keep) { return mul_rn(x, u >= rate ? keep : real(0)); }
 
 // y = x keep where the uniform is at least the rate, 0 elsewhere. The adjoint is the same of dy: it draws them again.
 extern "C" __global__ void __launch_bounds__(BLOCK)

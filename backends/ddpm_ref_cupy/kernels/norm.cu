@@ -1,4 +1,4 @@
-// GroupNorm of images whose slabs fit into shared memory: each array is read once. Also sums over many rows.
+// GroupNorm of images whose slabs fit into shared memory: each array is read once, in one launch each way.
 // uses: norm.cuh
 
 template <int V> DEVICE void forward(
@@ -46,37 +46,62 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab(
     else forward<1>(x, gamma, beta, y, stats, S, C, width, wide, silu);
 }
 
+// Blocks of each slab that have come to their end. The last sets it back to 0 for the next launch: launches of one
+// module must not overlap, and on the one stream there is they do not.
+__device__ u32 arrived[1024];
+
+// totals (2, C) = Σ over images of sums (2, N, C), of a slab's channels by the block of it that ends last, whichever that
+// is: it adds in the same order.
+template <int V> DEVICE void add_images(const Slab<V>& slab, const real* sums, real* totals) {
+    __shared__ bool last;
+    if (threadIdx.x == 0) {
+        __threadfence();  // this block's sums, which it wrote before its last barrier, are there for who sees it counted
+        u32* count = arrived + slab.first / slab.wide;
+        last = atomicAdd(count, 1u) == (u32)slab.N - 1;
+        if (last) *count = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    if (!last) return;
+    real* part = slab.held;
+    int both = 2 * slab.channels, across = min(both, (int)blockDim.x), parts = blockDim.x / across;
+    int mine = threadIdx.x / across, column = threadIdx.x % across;
+    for (int base = 0; base < both; base += across) {
+        int c = base + column, which = c >= slab.channels;
+        size_t place = slab.first + c - which * slab.channels;
+        real sum = 0;
+        if (mine < parts && c < both) {
+            for (int n = mine; n < slab.N; n += parts)  // volatile: from where other blocks' writes are seen
+                sum += *(const volatile real*)(sums + (size_t)(which * slab.N + n) * slab.C + place);
+            part[mine * across + column] = sum;
+        }
+        __syncthreads();
+        if (mine == 0 && c < both) {
+            for (int i = 1; i < parts; i++) sum += part[i * across + column];
+            totals[which * (size_t)slab.C + place] = sum;
+        }  // and no barrier: with a second round there is one part, each thread's own
+    }
+}
+
 template <int V> DEVICE void slab_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, real* __restrict__ dx, real* __restrict__ sums, int S, int C, int width, int wide,
-    int silu) {
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ dx, real* sums,
+    real* __restrict__ totals, int S, int C, int width, int wide, int silu) {
     Slab<V> slab(S, C, width, wide, S);
     slab.take(2 * S * slab.channels);
     Back<V> b(slab, stats);
     sums_back<V, true>(slab, b, x, dy, gamma, beta, sums, slab.n, slab.N, silu);
     apply_back<V, true>(slab, b, x, dy, gamma, beta, dx, silu);
+    add_images(slab, sums, totals);
 }
 
-// sums (2, N, C): Σ dh x̂, then Σ dh.
+// sums (2, N, C): Σ dh x̂, then Σ dh.  totals (2, C): dγ, then dβ.
 extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, real* __restrict__ dx, real* __restrict__ sums, int S, int C, int width, int wide,
-    int V, int silu) {
-    if (V == 4 && in_fours(x, dy, dx)) slab_back<4>(x, dy, gamma, beta, stats, dx, sums, S, C, width, wide, silu);
-    else slab_back<1>(x, dy, gamma, beta, stats, dx, sums, S, C, width, wide, silu);
-}
-
-// to[i, c] = Σ_r from[i, r, c], r < rows: 32 columns a block, eight sums for each.  grid (⌈C/32⌉, I)
-extern "C" __global__ void __launch_bounds__(256) norm_columns(
-    const real* __restrict__ from, real* __restrict__ to, int rows, int C) {
-    __shared__ real part[8][32];
-    int lane = threadIdx.x % 32, eighth = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
-    real sum = 0;
-    for (int r = eighth; c < C && r < rows; r += 8) sum += from[((size_t)blockIdx.y * rows + r) * C + c];
-    part[eighth][lane] = sum;
-    __syncthreads();
-    if (eighth == 0 && c < C) {
-        for (int i = 1; i < 8; i++) sum += part[i][lane];
-        to[(size_t)blockIdx.y * C + c] = sum;
-    }
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ dx, real* sums,
+    real* __restrict__ totals, int S, int C, int width, int wide, int V, int silu) {
+    if (V == 4 && in_fours(x, dy, dx))
+        slab_back<4>(x, dy, gamma, beta, stats, dx, sums, totals, S, C, width, wide, silu);
+    else
+        slab_back<1>(x, dy, gamma, beta, stats, dx, sums, totals, S, C, width, wide, silu);
 }

@@ -4,32 +4,34 @@
 //   forward    y = h or h σ(h),  h = γ x̂ + β,  x̂ = (x - mean) r,  r = 1/√(var + ε)
 //   adjoint    dh = dy or dy σ (1 + h (1 - σ))     dx = r (γ dh - ⟨γ dh⟩ - x̂ ⟨γ dh x̂⟩)     dγ = Σ dh x̂     dβ = Σ dh
 //
-// A block owns a slab: `wide` channels of one image, whole groups (the last slab may be narrower), so that what lies side
-// by side in memory is read together; all positions, held in shared memory, or a chunk of them. V, 4 or 1: channels a
-// thread reads at once. The grid is (slabs N, chunks), the slabs of an image being neighbours.
+// A block owns a slab: `wide` channels of one image, whole groups (the last slab may be narrower), so that what lies
+// side by side in memory is read together; all positions, held in shared memory, or a chunk of them. V, 4 or 1:
+// channels a thread reads at once. The grid is (slabs N, chunks), the slabs of an image being neighbours.
 //
-// Statistics: a mean first, then squares of what is left; the moments of parts are joined by their counts. Nothing cancels.
-// Every sum has one order, so the bits repeat.
+// Statistics: a mean first, then squares of what is left; the moments of parts are joined by their counts. Nothing
+// cancels. Every sum has one order, so the bits repeat.
 
 constexpr int RESIDENT = sizeof(real) == 4 ? 3 : 1;  // blocks of 256 threads on a processor, by their registers
 
 template <int V> struct alignas(V * sizeof(real) < 16 ? V * sizeof(real) : 16) Lane { real v[V]; };
 
 // Whether these may be read and written in fours: a view may begin anywhere.
-DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) { return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0; }
+DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) {
+    return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0;
+}
 
 template <int V> DEVICE Lane<V> lane_at(const real* p) { return *reinterpret_cast<const Lane<V>*>(p); }
 template <int V> DEVICE void set_lane(real* p, const Lane<V>& a) { *reinterpret_cast<Lane<V>*>(p) = a; }
 
-// What this block and this thread own. A thread owns V channels at `column`, + stride, … of every `rows`-th position, and
-// never looks at another thread's: what is held in shared memory needs no barrier.
+// What this block and this thread own. A thread owns V channels at `column`, + stride, … of every `rows`-th position,
+// and never looks at another thread's: what is held in shared memory needs no barrier.
 template <int V> struct Slab {
-    int S, C, N, width, n, first, channels, group, groups, from, to, rows, row, column, stride, pitch;
+    int S, C, N, width, wide, n, first, channels, group, groups, from, to, rows, row, column, stride, pitch;
     int line, held_line, held_size;  // from one position of a thread to its next; from one held array to the next
     size_t origin;
     real *held, *free;
 
-    __device__ Slab(int S, int C, int width, int wide, int chunk) : S(S), C(C), width(width) {
+    __device__ Slab(int S, int C, int width, int wide, int chunk) : S(S), C(C), width(width), wide(wide) {
         int slabs = (C + wide - 1) / wide;
         N = gridDim.x / slabs;
         n = blockIdx.x / slabs;
@@ -93,7 +95,8 @@ DEVICE double logistic(double h) { return 1.0 / (1.0 + exp(-h)); }
 template <int V> struct Factors {
     real mean[V], scale[V], shift[V];
 
-    __device__ Factors(const Slab<V>& slab, int c, const real* means, const real* rs, const real* gamma, const real* beta) {
+    __device__ Factors(
+        const Slab<V>& slab, int c, const real* means, const real* rs, const real* gamma, const real* beta) {
         for (int k = 0; k < V; k++) {
             int g = (c + k) / slab.width;
             mean[k] = means[g];
@@ -106,8 +109,8 @@ template <int V> struct Factors {
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <int V, bool HELD> DEVICE void apply(
-    const Slab<V>& slab, const real* __restrict__ x, const real* means, const real* rs, const real* __restrict__ gamma,
-    const real* __restrict__ beta, real* __restrict__ y, int silu) {
+    const Slab<V>& slab, const real* __restrict__ x, const real* means, const real* rs,
+    const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ y, int silu) {
     for (int c = slab.column; c < slab.channels; c += slab.stride) {
         Factors<V> f(slab, c, means, rs, gamma, beta);
         int s = slab.from + slab.row;
@@ -168,7 +171,7 @@ template <int V> struct Back {
 // Σ dh x̂ and Σ dh over the block's positions into b and into row `at` of sums (2, rows, C).
 template <int V, bool HELD> DEVICE void sums_back(
     Slab<V>& slab, const Back<V>& b, const real* __restrict__ x, const real* __restrict__ dy,
-    const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ sums, size_t at, size_t rows,
+    const real* __restrict__ gamma, const real* __restrict__ beta, real* sums, size_t at, size_t rows,
     int silu) {
     real *part_x = slab.take_part(), *part = slab.take_part();
     for (int c = slab.column; c < slab.channels; c += slab.stride) {

@@ -105,8 +105,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) norm_apply(
 }
 
 template <int V> DEVICE void chunk_sums(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, real* __restrict__ sums, int S, int C, int width, int wide, int silu, int chunk) {
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ sums, int S, int C, int width,
+    int wide, int silu, int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
     Back<V> b(slab, stats);
     size_t chunks = gridDim.y;
@@ -115,17 +116,17 @@ template <int V> DEVICE void chunk_sums(
 
 // sums (2, N, chunks, C)
 extern "C" __global__ void __launch_bounds__(256, 2) norm_sums(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, real* __restrict__ sums, int S, int C, int width, int wide, int V, int silu,
-    int chunk) {
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ sums, int S, int C, int width,
+    int wide, int V, int silu, int chunk) {
     if (V == 4 && in_fours(x, dy)) chunk_sums<4>(x, dy, gamma, beta, stats, sums, S, C, width, wide, silu, chunk);
     else chunk_sums<1>(x, dy, gamma, beta, stats, sums, S, C, width, wide, silu, chunk);
 }
 
 template <int V> DEVICE void chunk_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, const real* __restrict__ sums, real* __restrict__ dx, int S, int C, int width, int wide,
-    int silu, int chunk) {
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, const real* __restrict__ sums,
+    real* __restrict__ dx, int S, int C, int width, int wide, int silu, int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
     Back<V> b(slab, stats);
     for (int c = threadIdx.x; c < slab.channels; c += blockDim.x) {
@@ -137,9 +138,25 @@ template <int V> DEVICE void chunk_back(
 
 // sums (2, N, C)
 extern "C" __global__ void __launch_bounds__(256, 2) norm_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma, const real* __restrict__ beta,
-    const real* __restrict__ stats, const real* __restrict__ sums, real* __restrict__ dx, int S, int C, int width, int wide,
-    int V, int silu, int chunk) {
-    if (V == 4 && in_fours(x, dy, dx)) chunk_back<4>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
+    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, const real* __restrict__ sums,
+    real* __restrict__ dx, int S, int C, int width, int wide, int V, int silu, int chunk) {
+    if (V == 4 && in_fours(x, dy, dx))
+        chunk_back<4>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
     else chunk_back<1>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
+}
+
+// to[i, c] = Σ_r from[i, r, c], r < rows: 32 columns a block, eight sums for each.  grid (⌈C/32⌉, I)
+extern "C" __global__ void __launch_bounds__(256) norm_columns(
+    const real* __restrict__ from, real* __restrict__ to, int rows, int C) {
+    __shared__ real part[8][32];
+    int lane = threadIdx.x % 32, eighth = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    real sum = 0;
+    for (int r = eighth; c < C && r < rows; r += 8) sum += from[((size_t)blockIdx.y * rows + r) * C + c];
+    part[eighth][lane] = sum;
+    __syncthreads();
+    if (eighth == 0 && c < C) {
+        for (int i = 1; i < 8; i++) sum += part[i][lane];
+        to[(size_t)blockIdx.y * C + c] = sum;
+    }
 }

@@ -1,16 +1,20 @@
 // Operations that move numbers or change each by itself. They cost what memory costs, so each reads and writes once;
 // the bits are NumPy's, but for SiLU.
 //
-// Where images are cut, the grid is (vectors of an image / 256, images) and images beyond the grid are walked to. V, 4 or
-// 1: numbers a thread moves at once; the functions below are written for either, T being Four<real> or real.
+// Where images are cut, the grid is (vectors of an image / 256, images) and images beyond the grid are walked to. V, 4
+// or 1: numbers a thread moves at once; the functions below are written for either, T being Four<real> or real.
 
 typedef Four<real> Reals;
 
 DEVICE real plus(real a, real b) { return add_rn(a, b); }
-DEVICE Reals plus(const Reals& a, const Reals& b) { return {plus(a.x, b.x), plus(a.y, b.y), plus(a.z, b.z), plus(a.w, b.w)}; }
+DEVICE Reals plus(const Reals& a, const Reals& b) {
+    return {plus(a.x, b.x), plus(a.y, b.y), plus(a.z, b.z), plus(a.w, b.w)};
+}
 
 // Whether these may be read and written in fours: a view may begin anywhere.
-DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) { return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0; }
+DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) {
+    return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0;
+}
 
 DEVICE u32 place() { return blockIdx.x * blockDim.x + threadIdx.x; }
 
@@ -57,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_upsample_back(
 // --- channels behind channels ----------------------------------------------------------------------------------------
 
 // a (N, S, A), b (N, S, B), y (N, S, A + B), all in vectors.
-template <class T> DEVICE void concat(const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ y, int N, u32 S, u32 A, u32 B) {
+template <class T> DEVICE void concat(
+    const T* __restrict__ a, const T* __restrict__ b, T* __restrict__ y, int N, u32 S, u32 A, u32 B) {
     u32 i = place(), C = A + B, pixel = i / C, c = i % C;
     if (pixel >= S) return;
     for (int n = blockIdx.y; n < N; n += gridDim.y) {
@@ -66,7 +71,8 @@ template <class T> DEVICE void concat(const T* __restrict__ a, const T* __restri
     }
 }
 
-template <class T> DEVICE void split(const T* __restrict__ y, T* __restrict__ a, T* __restrict__ b, int N, u32 S, u32 A, u32 B) {
+template <class T> DEVICE void split(
+    const T* __restrict__ y, T* __restrict__ a, T* __restrict__ b, int N, u32 S, u32 A, u32 B) {
     u32 i = place(), C = A + B, pixel = i / C, c = i % C;
     if (pixel >= S) return;
     for (int n = blockIdx.y; n < N; n += gridDim.y) {
@@ -109,8 +115,8 @@ DEVICE Reals masked(const Reals& x, const Mask& m, real keep) {
 
 // mask = u ≥ rate, kept for the adjoint; y = x keep there, 0 elsewhere.
 extern "C" __global__ void __launch_bounds__(256) pointwise_dropout(
-    const real* __restrict__ x, const float* __restrict__ u, real* __restrict__ y, unsigned char* __restrict__ mask, u64 n,
-    float rate, real keep) {
+    const real* __restrict__ x, const float* __restrict__ u, real* __restrict__ y, unsigned char* __restrict__ mask,
+    u64 n, float rate, real keep) {
     u64 fours = in_fours(x, u, y) ? n / 4 : 0;
     for (u64 i = first_index(); i < fours; i += index_step()) {
         Four<float> v = load4(u + 4 * i);
@@ -134,7 +140,8 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_dropout_back(
 
 DEVICE real logistic(real x) { return 1 / (1 + exp(-x)); }
 
-extern "C" __global__ void __launch_bounds__(256) pointwise_silu(const real* __restrict__ x, real* __restrict__ y, u64 n) {
+extern "C" __global__ void __launch_bounds__(256) pointwise_silu(
+    const real* __restrict__ x, real* __restrict__ y, u64 n) {
     for (u64 i = first_index(); i < n; i += index_step()) y[i] = x[i] * logistic(x[i]);
 }
 
