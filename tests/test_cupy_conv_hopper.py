@@ -1,15 +1,17 @@
-"""The convolution by Hopper's warpgroup products, run on the CPU: against NumPy's of operands as the device rounds them."""
+"""The convolution by Hopper's warpgroup products, run on the CPU, against NumPy's on the operands as rounded."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conv_checks import arguments, hold, results
 from cuda_host.host_device import ORDERS, HostDevice
 from cupy_checks import barriers, orders
+from cupy_conv_checks import arguments, hold, results
 from ddpm_ref_cupy import hopper
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from ddpm_ref.checks import Array
 
 Host = Callable[..., HostDevice]
 precisions = st.sampled_from(["bf16", "tf32"])
@@ -86,7 +88,7 @@ CHANGES = [
 ]
 
 
-ARGUMENTS = 5, 8, 8, 128, 64
+ARGUMENTS = 9, 8, 8, 72, 40
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Which convolutions run by Hopper's warpgroup products (`kernels/conv_hopper.cu`), and how they are cut into blocks.
 
-The rule: float32 arrays at precision tf32 or bf16, stride 1, a card of compute capability 9.0, C a multiple of 4 and D of
-2, 32 or more of each, and whole patches of 8 x 8 pixels that fill half of a tile or more.
+The rule: float32 arrays at precision tf32 or bf16, stride 1, a card of compute capability 9.0, C a multiple of 4 and D
+of 2, 32 or more of each, and patches of 8 x 8 pixels that are at least half full.
 """
 
 from ddpm_ref_cupy.tiles import Blocks, GradientBlocks, Tiling

@@ -31,8 +31,8 @@ class Tiling(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """A convolution: kernel, grid, threads, bytes of shared memory, tiles; and channels of a block, the kernel that packs
-    the filters, how many numbers these then are."""
+    """A convolution: kernel, grid, threads, bytes of shared memory, tiles; channels of a block, the kernel that packs
+    the filters, and how many numbers these then are."""
 
     kernel: str
     grid: tuple[int, ...]
