@@ -1,10 +1,10 @@
-"""`Backend.conv3x3`: on tensor cores where `tiles` says so, else matrix products over gathered windows."""
+"""`Backend.conv3x3`: on tensor cores where `hopper` or `tiles` say so, else matrix products over gathered windows."""
 
 import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_cupy import tiles
+from ddpm_ref_cupy import hopper, tiles
 from ddpm_ref_cupy.dense import add_bias, column_sums, part_sums, rounded, spread
 from ddpm_ref_cupy.device import Device, Launch
 
@@ -38,7 +38,7 @@ def _on_tensor_cores(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, 
         dy = run.contiguous(dy)
         db = column_sums(run, dy) if b.ndim == 1 else part_sums(run, dy, len(dy))
         wide = _padded(run, dy, wide_d)
-        dx = _convolve_tiles(run, wide, W, run.zeros((wide_c,), np.float32), turned=True)
+        dx = _convolve_tiles(run, wide, W, None, turned=True)
         dW = _gradient_of_tiles(run, x, wide)
         return _cut(run, dx, c), _cut(run, dW[:, :, :c], d), db
 
@@ -60,40 +60,21 @@ def _cut(run: Device, a: Array, size: int) -> Array:
     return run.contiguous(a[..., :size])
 
 
-def _convolve_tiles(run: Device, x: Array, W: Array, b: Array, *, turned: bool) -> Array:
-    """y = conv(x) + b; turned: with the filters of the adjoint, from W's D channels to its C."""
+def _convolve_tiles(run: Device, x: Array, W: Array, b: Array | None, *, turned: bool) -> Array:
+    """y = conv(x), + b; turned: with the filters of the adjoint, from W's D channels to its C."""
     n, h, w, c = x.shape
     d = W.shape[2 if turned else 3]
-    whole = tiles.whole(n, h, w, c, d, run.processors) if _has_wgmma(run) else None
-    if whole:
-        return _convolve_whole(run, x, W, b, whole, turned=turned)
-    cut = tiles.blocks(n, h, w, c, d, run.precision, run.processors)
+    of = n, h, w, c, d, run.precision, run.processors
+    cut = (hopper.blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.blocks(*of)
     assert cut is not None
-    filters = run.empty((9, c, d), np.uint16 if run.precision == "bf16" else np.uint32)
-    pack = spread(f"conv_tensor.pack_{run.precision}_filters", W.size)
-    run.launch(pack, W, filters, *map(np.int32, (*W.shape[2:], turned)))
+    filters = run.empty((cut.filters,), np.uint16 if run.precision == "bf16" else np.uint32)
+    run.launch(spread(cut.pack, cut.filters), W, filters, *map(np.int32, (c, d, cut.wide, turned)))
     y = run.empty((n, h, w, d), np.float32)
     t = cut.tiling
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, d if b.ndim == 2 else 0)
-    run.launch(Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared), x, filters, b, y, *map(np.int32, sizes))
-    return y
-
-
-def _has_wgmma(run: Device) -> bool:
-    """Whether bf16 products of whole tiles are to be had."""
-    return run.precision == "bf16" and run.capability == (9, 0)
-
-
-def _convolve_whole(run: Device, x: Array, W: Array, b: Array, cut: tiles.Whole, *, turned: bool) -> Array:
-    """`_convolve_tiles` by wgmma."""
-    n, h, w, c = x.shape
-    d = W.shape[2 if turned else 3]
-    filters = run.empty((9, c // 8, d, 8), np.uint16)
-    run.launch(spread("conv_wgmma.pack_whole", W.size), W, filters, *map(np.int32, (*W.shape[2:], turned)))
-    y = run.empty((n, h, w, d), np.float32)
-    t = cut.tiling
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, cut.pitch, d if b.ndim == 2 else 0)
-    run.launch(Launch(cut.forward, cut.grid, (256,), cut.shared), x, filters, b, y, *map(np.int32, sizes))
+    step = -1 if b is None else 0 if b.ndim == 1 else d
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, step)
+    launch = Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared)
+    run.launch(launch, x, filters, x if b is None else b, y, *map(np.int32, sizes))
     return y
 
 
@@ -101,20 +82,14 @@ def _gradient_of_tiles(run: Device, x: Array, dy: Array) -> Array:
     """dW of padded x and dy."""
     n, h, w, c = x.shape
     d = dy.shape[3]
-    whole = tiles.whole(n, h, w, c, d, run.processors) if _has_wgmma(run) else None
-    if whole:
-        t, grid = whole.tiling, whole.gradient_grid
-        launch = Launch("conv_wgmma.whole_gradient", grid, (tiles.GRADIENT_THREADS,), whole.gradient_shared)
-        last = whole.pitch, t.count
-    else:
-        cut = tiles.gradient_blocks(n, h, w, c, d, run.precision, run.processors)
-        assert cut is not None
-        t, grid = cut.tiling, cut.grid
-        launch = Launch(cut.kernel, grid, (tiles.GRADIENT_THREADS,), cut.shared)
-        last = (t.count,)
-    count = grid[2]
+    of = n, h, w, c, d, run.precision, run.processors
+    cut = (hopper.gradient_blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.gradient_blocks(*of)
+    assert cut is not None
+    count = cut.grid[2]
     parts = run.empty((count, 3, 3, c, d), np.float32)
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, *last)
+    t = cut.tiling
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count)
+    launch = Launch(cut.kernel, cut.grid, (tiles.GRADIENT_THREADS,), cut.shared)
     run.launch(launch, x, dy, parts, *map(np.int32, sizes))
     if count == 1:
         return parts[0]

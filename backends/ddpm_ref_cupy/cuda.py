@@ -70,7 +70,7 @@ def _stream(cupy: Any) -> Any:
 
 def _own_options(file: str, capability: tuple[int, int]) -> tuple[str, ...]:
     """wgmma wants the processor named with its "a"; NVRTC keeps to that whatever CuPy says beside it."""
-    return ("-arch=sm_90a",) if file == "conv_wgmma" and capability == (9, 0) else ()
+    return ("-arch=sm_90a",) if file == "conv_hopper" and capability == (9, 0) else ()
 
 
 class CudaDevice(Device):

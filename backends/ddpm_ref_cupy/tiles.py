@@ -16,11 +16,6 @@ GRADIENT_WIDE = 64
 GRADIENT_THREADS = 384
 
 
-WHOLE_PIXELS = 256
-"""Pixels of a tile of wgmma's kernels, in squares of 8 x 8."""
-WHOLE_CHUNK = 64
-
-
 class Tiling(NamedTuple):
     """A tile of pixels: whole images, or rows x columns of one. count: tiles of the batch."""
 
@@ -36,13 +31,17 @@ class Tiling(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """A forward convolution: kernel, grid, threads, bytes of shared memory, tiles."""
+    """A convolution: kernel, grid, threads, bytes of shared memory, tiles; channels of a block, the kernel that packs
+    the filters, and how many numbers these then are."""
 
     kernel: str
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     threads: int
     shared: int
     tiling: Tiling
+    wide: int
+    pack: str
+    filters: int
 
 
 class GradientBlocks(NamedTuple):
@@ -86,7 +85,8 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             size = 2 if precision == "bf16" else 4
             ring = 4 * CHUNK[precision] * (wide + 8) * size
             shared = 2 * cut.places * 80 + ring + 4 * cut.places
-            found = Blocks(f"conv_tensor.{precision}_{pixels}x{wide}", grid, threads, shared, cut)
+            names = (f"conv_tensor.{name}" for name in (f"{precision}_{pixels}x{wide}", f"pack_{precision}_filters"))
+            found = Blocks(next(names), grid, threads, shared, cut, wide, next(names), 9 * c * d)
             least = cost
     return found
 
@@ -103,41 +103,3 @@ def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, proc
     rows = cut.places + pixels
     shared = 2 * rows * (GRADIENT_WIDE + 8) * size + 8 * rows + 4 * pixels
     return GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
-
-
-# --- wgmma, on cards of compute capability 9.0 -----------------------------------------------------------------------
-
-
-class Whole(NamedTuple):
-    """A convolution by `kernels/conv_wgmma.cu`: kernels, grids and shared memory, forward and of the filter gradient."""
-
-    forward: str
-    grid: tuple[int, int]
-    shared: int
-    gradient_grid: tuple[int, int, int]
-    gradient_shared: int
-    tiling: Tiling
-    pitch: int
-
-
-def whole(n: int, h: int, w: int, c: int, d: int, processors: int) -> Whole | None:
-    """From c to d channels in bf16; None where 256 pixels are not squares of 8 x 8 or too few blocks fill the card."""
-    if c % WHOLE_CHUNK or d % 64:
-        return None
-    if (h, w) == (8, 8):
-        cut = Tiling(4, 8, 8, -(-n // 4))
-    elif h >= 16 and w >= 16:
-        rows, columns = min(((8, 32), (16, 16)), key=lambda cut: -(-h // cut[0]) * -(-w // cut[1]))
-        cut = Tiling(1, rows, columns, n * -(-h // rows) * -(-w // columns))
-    else:
-        return None
-    wide = 128 if d % 128 == 0 and -(-d // 128) * cut.count >= processors else 64
-    if d // wide * cut.count < processors // 2:
-        return None
-    pitch = cut.places + (1 - cut.places) % 8
-    shared = 2 * 8 * pitch * 16 + 4 * WHOLE_CHUNK * wide * 2 + 4 * cut.places
-    across, down = c // 64, d // 64
-    parts = max(1, min(cut.count, processors // (across * down)))
-    gradient = 2 * 8 * (pitch + WHOLE_PIXELS + 1) * 16 + 8 * (cut.places + WHOLE_PIXELS)
-    grid = (d // wide, cut.count)
-    return Whole(f"conv_wgmma.whole_256x{wide}", grid, shared, (across, down, parts), gradient, cut, pitch)

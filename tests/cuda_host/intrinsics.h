@@ -42,39 +42,43 @@ static inline int lane() { return current->number & 31; }
 
 // --- wgmma: carried out when waited for, since what it reads may not be written before ---------------------------------
 
+static float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+
 static uint64_t shared_offset(const void* p) {
     if ((uintptr_t)p % 16 || !is_shared(p)) stop("matrix: wants 16 aligned bytes of shared memory");
     return (const char*)p - dynamic_shared;
 }
 
-// Number (line, k) of a matrix in groups of 8 x 8: a line holds 8 of k, or, turned, 8 of its lines.
-static float element(uint64_t matrix, bool turned, int line, int k) {
-    const uint64_t first = (matrix & 0x3fff) << 4, along_k = (matrix >> 16 & 0x3fff) << 4, along_rows = (matrix >> 32 & 0x3fff) << 4;
-    const uint64_t inner = turned ? k % 8 * 16 + line % 8 * 2 : line % 8 * 16 + k % 8 * 2;
-    const char* at = dynamic_shared + first + line / 8 * along_rows + k / 8 * along_k + inner;
-    if (!is_shared(at)) return stop("wgmma: reads outside of shared memory"), 0;
-    uint16_t bits;
-    memcpy(&bits, at, sizeof bits);
-    const uint32_t wide = (uint32_t)bits << 16;
-    float number;
-    memcpy(&number, &wide, sizeof number);
-    return number;
+// Number (line, k) of a matrix in groups of eight lines of 16 bytes: a line holds some of k, or, turned, 8 of its lines.
+static float element(uint64_t matrix, int bytes, bool turned, int line, int k) {
+    const int first = matrix & 0x3fff, along_k = matrix >> 16 & 0x3fff, along_rows = matrix >> 32 & 0x3fff, each = 16 / bytes;
+    const int inner = turned ? k % 8 * 16 + line % 8 * bytes : line % 8 * 16 + k % each * bytes;
+    const int at = 16 * (first + line / 8 * along_rows + k / (turned ? 8 : each) * along_k) + inner;
+    if (at + bytes > dynamic_bytes) return stop("wgmma: reads outside of shared memory"), 0;
+    uint32_t bits = 0;
+    memcpy((char*)&bits + 4 - bytes, dynamic_shared + at, bytes);
+    return as_float(bytes == 4 ? bits & 0xffffe000u : bits);
 }
 
 static void carry_out(const Product& p) {
-    const int warp = current->number / 32 % 4;
-    for (int j = 0; j < p.columns / 8; j++)
-        for (int h = 0; h < 2; h++)
-            for (int i = 0; i < 2; i++) {
-                const int row = 16 * warp + lane() / 4 + 8 * h, column = 8 * j + 2 * (lane() % 4) + i;
-                float sum = p.add ? p.d[4 * j + 2 * h + i] : 0;
-                for (int k = 0; k < 16; k++) sum += element(p.a, p.turn_a, row, k) * element(p.b, p.turn_b, column, k);
-                p.d[4 * j + 2 * h + i] = sum;
-            }
+    const int depth = 32 / p.bytes, row = current->number / 32 % 4 * 16 + lane() / 4;
+    float x[2][16], y[16];
+    for (int i = 0; i < 2 * depth; i++) x[i / depth][i % depth] = element(p.a, p.bytes, p.turned, row + i / depth * 8, i % depth);
+    for (int i = 0; i < p.columns / 4; i++) {
+        const int column = i / 2 * 8 + lane() % 4 * 2 + i % 2;
+        for (int k = 0; k < depth; k++) y[k] = element(p.b, p.bytes, p.turned, column, k);
+        for (int half = 0; half < 2; half++) {
+            double sum = 0;
+            for (int k = 0; k < depth; k++) sum += (double)x[half][k] * y[k];
+            float& d = p.d[i / 2 * 4 + half * 2 + i % 2];
+            d = p.add ? d + (float)sum : (float)sum;
+        }
+    }
 }
 
-static void product(float* d, int columns, uint64_t a, uint64_t b, bool turn_a, bool turn_b, bool add) {
-    current->products.push_back({d, columns, a, b, turn_a, turn_b, add, current->product_groups});
+static void product(float* d, int columns, uint64_t a, uint64_t b, bool add, int bytes, bool turned) {
+    if (threads.size() % 128) return stop("wgmma: wants whole groups of four warps");
+    current->products.push_back({d, a, b, columns, bytes, current->product_groups, add, turned});
 }
 
 static void products_commit() { current->product_groups++; }
@@ -132,8 +136,6 @@ template <class T, class V> static T atomicAdd(T* p, V v) {
 // --- tensor cores: the lanes' fragments as in prelude.cuh ------------------------------------------------------------
 
 namespace cu {
-
-static float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 
 static uint32_t fragment(int lane, int i, int turn) {
     uint32_t word;

@@ -56,7 +56,7 @@ template <class... Args> static void fail(const char* format, Args... args) {
 enum State { RUN, AT_WARP, AT_BLOCK, DONE };
 
 struct Copy { void* to; const void* from; int bytes, group; bool valid; };
-struct Product { float* d; int columns; uint64_t a, b; bool turn_a, turn_b, add; int group; };
+struct Product { float* d; uint64_t a, b; int columns, bytes, group; bool add, turned; };
 
 struct Thread {
     void* stack_pointer;

@@ -88,6 +88,7 @@ DEVICE void load_transposed(u32 (&a)[4], const u32* from, const int (&mine)[2], 
 // A block makes BM pixels of BN channels in warps of (BM / WM) x (BN / WN). Channels of x come in chunks of 64 bytes:
 // while the nine taps of a chunk are multiplied, a ninth at a time of the next chunk is on its way to the other of two
 // tiles, through registers. Filters (9, C, D), already rounded, come a tap at a time, three taps ahead.
+// bias_step: 0, D for one bias an image, or -1 for none.
 
 template <int BM, int BN, int WM, int WN, class T>
 DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,
@@ -175,12 +176,13 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
         for (int half = 0; half < 2; half++) {
             int pixel = tile.at_pixel(m0 + 16 * i + 8 * half + lane / 4);
             if (pixel < 0) continue;
-            const float* shift = bias + (i64)(pixel / (H * W)) * bias_step;
+            const float* shift = bias + (i64)(pixel / (H * W)) * (bias_step < 0 ? 0 : bias_step);
 #pragma unroll
             for (int j = 0; j < NJ; j++) {
                 int d = d0 + n0 + 8 * j + 2 * (lane % 4);
                 if (d < D) {
-                    Two<float> v = {sums[i][j][2 * half] + shift[d], sums[i][j][2 * half + 1] + shift[d + 1]};
+                    Two<float> v = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+                    if (bias_step >= 0) v.x += shift[d], v.y += shift[d + 1];
                     store2(y + (i64)pixel * D + d, v);
                 }
             }
@@ -190,7 +192,7 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
 #define CONVOLVE(name, BM, BN, WM, WN, T)                                                                              \
     extern "C" __global__ void __launch_bounds__(WM * WN * 32) name(                                                   \
         const float* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                    \
-        float* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, int Q, int bias_step) {           \
+        float* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, int Q, int tiles, int bias_step) { \
         convolve<BM, BN, WM, WN, T>(x, filters, bias, y, N, H, W, C, D, images, R, Q, bias_step);                      \
     }
 CONVOLVE(bf16_256x128, 256, 128, 4, 2, bf16)
@@ -329,23 +331,25 @@ extern "C" __global__ void __launch_bounds__(256) sum_parts(
 }
 
 // --- filters ---------------------------------------------------------------------------------------------------------
-// W (3, 3, C, D) as operands, (9, C, D); or, turned, those of the adjoint: W_{2-i, 2-j}ᵀ, (9, D, C).
+// Filters of a convolution of C to D channels as operands, (9, C, D): W (3, 3, C, D), or, turned, the adjoint's W_{2-i, 2-j}ᵀ of
+// W (3, 3, D, C). wide: no matter here.
 
-template <class T, class Round> DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int turned, Round round) {
+template <class T, class Round>
+DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int turned, Round round) {
     i64 total = (i64)9 * C * D;
     for (i64 o = first_index(); o < total; o += index_step()) {
-        int c = (int)(turned ? o % C : o / D % C), d = (int)(turned ? o / C % D : o % D), tap = (int)(o / ((i64)C * D));
-        out[o] = round(W[((i64)(turned ? 8 - tap : tap) * C + c) * D + d]);
+        int c = (int)(o / D % C), d = (int)(o % D), tap = (int)(o / ((i64)C * D));
+        out[o] = round(W[turned ? ((i64)(8 - tap) * D + d) * C + c : o]);
     }
 }
 struct ToBf16 { __device__ bf16 operator()(float v) const { return to_bf16(v); } };
 struct ToTf32 { __device__ u32 operator()(float v) const { return to_tf32(v); } };
 
 extern "C" __global__ void __launch_bounds__(256) pack_bf16_filters(
-    const float* __restrict__ W, unsigned short* __restrict__ out, int C, int D, int turned) {
+    const float* __restrict__ W, unsigned short* __restrict__ out, int C, int D, int wide, int turned) {
     pack(W, out, C, D, turned, ToBf16());
 }
 extern "C" __global__ void __launch_bounds__(256) pack_tf32_filters(
-    const float* __restrict__ W, unsigned* __restrict__ out, int C, int D, int turned) {
+    const float* __restrict__ W, unsigned* __restrict__ out, int C, int D, int wide, int turned) {
     pack(W, out, C, D, turned, ToTf32());
 }

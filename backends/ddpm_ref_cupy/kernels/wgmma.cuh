@@ -1,7 +1,7 @@
 // Hopper's products of whole tiles from shared memory (wgmma), for sm_90a alone. Four warps together: d (64 x N) += a b,
-// where a (64 x 16) and b (16 x N), of bf16, lie in shared memory in groups of 8 x 8: eight lines of 16 bytes, one behind
-// the other. A group's lines are rows of a (columns of b) with 8 neighbours of K in each, or, turned, 8 lines of K with
-// rows (columns) in each.
+// where a (64 x K) and b (K x N), of bf16 with K = 16 or tf32 with K = 8, lie in shared memory in groups of eight lines of
+// 16 bytes, one behind the other. A group's lines are rows of a (columns of b) with 8 or 4 neighbours of K in each; or, for
+// product_turned, 8 lines of K with rows (columns) in each.
 //
 // A thread's d[4 j + 2 h + i]: row 16 (warp % 4) + lane / 4 + 8 h, column 8 j + 2 (lane % 4) + i.
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -58,49 +58,54 @@ DEVICE void written_for_products() {
 #endif
 }
 
-// d += a b, or = without add. TURN_A, TURN_B: 1 if the groups' lines are lines of K.
-template <int TURN_A, int TURN_B> DEVICE void product_64x64(float (&d)[32], u64 a, u64 b, int add) {
-#ifndef __CUDACC__
-    cu::product(d, 64, a, b, TURN_A, TURN_B, add);
-#elif WHOLE_TILES
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, %35, %36;\n}"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-        : "l"(a), "l"(b), "r"(add), "n"(TURN_A), "n"(TURN_B));
-#else
-    __trap();
+// Nothing that reads d comes before this: it stands behind the wait that d is ready after.
+template <int N> DEVICE void products_ready(float (&d)[N]) {
+#ifdef __CUDACC__
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 #endif
 }
 
-template <int TURN_A, int TURN_B> DEVICE void product_64x128(float (&d)[64], u64 a, u64 b, int add) {
+#define D8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define D32(d, i) D8(d, i), D8(d, i + 8), D8(d, i + 16), D8(d, i + 24)
+#define REGISTERS_32                                                                                                   \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                           \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define REGISTERS_64                                                                                                   \
+    REGISTERS_32 ", "                                                                                                  \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                 \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
 #ifndef __CUDACC__
-    cu::product(d, 128, a, b, TURN_A, TURN_B, add);
+#define PRODUCT_32(bytes, turned, shape, last) cu::product(d, 64, a, b, add, bytes, turned)
+#define PRODUCT_64(bytes, turned, shape, last) cu::product(d, 128, a, b, add, bytes, turned)
 #elif WHOLE_TILES
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, %67, %68;\n}"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-          "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
-          "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
-          "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
-          "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
-          "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
-          "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
-          "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-        : "l"(a), "l"(b), "r"(add), "n"(TURN_A), "n"(TURN_B));
+#define PRODUCT_32(bytes, turned, shape, last)                                                                         \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"                                                            \
+                 "wgmma.mma_async.sync.aligned." shape " {" REGISTERS_32 "}, %32, %33, p, 1, 1" last ";\n}"            \
+                 : D32(d, 0) : "l"(a), "l"(b), "r"((int)add))
+#define PRODUCT_64(bytes, turned, shape, last)                                                                         \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0;\n"                                                            \
+                 "wgmma.mma_async.sync.aligned." shape " {" REGISTERS_64 "}, %64, %65, p, 1, 1" last ";\n}"            \
+                 : D32(d, 0), D32(d, 32) : "l"(a), "l"(b), "r"((int)add))
 #else
-    __trap();
+#define PRODUCT_32(bytes, turned, shape, last) __trap()
+#define PRODUCT_64(bytes, turned, shape, last) __trap()
 #endif
+
+// d += a b, or = without add. The last argument says what the numbers are.
+DEVICE void product(float (&d)[32], u64 a, u64 b, bool add, bf16) {
+    PRODUCT_32(2, false, "m64n64k16.f32.bf16.bf16", ", 0, 0");
+}
+DEVICE void product(float (&d)[64], u64 a, u64 b, bool add, bf16) {
+    PRODUCT_64(2, false, "m64n128k16.f32.bf16.bf16", ", 0, 0");
+}
+DEVICE void product(float (&d)[32], u64 a, u64 b, bool add, u32) {
+    PRODUCT_32(4, false, "m64n64k8.f32.tf32.tf32", "");
+}
+DEVICE void product(float (&d)[64], u64 a, u64 b, bool add, u32) {
+    PRODUCT_64(4, false, "m64n128k8.f32.tf32.tf32", "");
+}
+DEVICE void product_turned(float (&d)[32], u64 a, u64 b, bool add) {
+    PRODUCT_32(2, true, "m64n64k16.f32.bf16.bf16", ", 1, 1");
 }

@@ -1,0 +1,161 @@
+"""The convolution by Hopper's warpgroup products, run on the CPU, against NumPy's on the operands as rounded."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from cuda_host.host_device import ORDERS, HostDevice
+from cupy_checks import barriers, orders
+from cupy_conv_checks import arguments, hold, results
+from ddpm_ref_cupy import hopper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_ref.checks import Array
+
+Host = Callable[..., HostDevice]
+precisions = st.sampled_from(["bf16", "tf32"])
+
+
+def _hopper(run: HostDevice, processors: int = 132) -> HostDevice:
+    run.capability, run.processors = hopper.CAPABILITY, processors
+    return run
+
+
+def _kernels(run: HostDevice) -> set[str]:
+    return {launch.kernel for launch in run.launches}
+
+
+FITTING = [(1, 8, 8), (2, 8, 8), (5, 8, 8), (9, 7, 8), (2, 16, 16), (1, 16, 32), (1, 30, 20), (2, 13, 16)]
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.sampled_from(FITTING), st.integers(1, 35), st.integers(1, 70), precisions, orders, st.booleans(),
+    st.sampled_from([1, 2, 132]),
+)  # fmt: skip
+def test_products_sum_exactly_the_roundeds(
+    host: Host,
+    shape: tuple[int, int, int],
+    fours: int,
+    d: int,
+    precision: str,
+    order: str,
+    per_image: bool,
+    processors: int,
+) -> None:
+    args = arguments(*shape, 4 * fours, d, per_image=per_image)
+    run = _hopper(host(order, precision), processors)
+    hold(results(run, *args), precision, *args)
+    assert (
+        any(kernel.startswith("conv_hopper") for kernel in _kernels(run)) or precision == "tf32" or shape == (1, 8, 8)
+    )
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("block", hopper.EFFICIENCY)
+@pytest.mark.parametrize("shape", [(6, 8, 8), (1, 32, 16)])
+def test_every_kernel(
+    host: Host, block: tuple[int, int], precision: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hopper, "EFFICIENCY", {block: 1.0})
+    run = _hopper(host(ORDERS[sum(block) // 64 % 5], precision), 1)
+    args = arguments(*shape, 96, 72, per_image=True)
+    hold(results(run, *args), precision, *args)
+    assert f"conv_hopper.{precision}_{block[0]}x{block[1]}" in _kernels(run)
+    assert ("conv_hopper.bf16_gradient" in _kernels(run)) == (precision == "bf16")
+
+
+def test_the_bits_do_not_depend_on_which_thread_runs_first(host: Host) -> None:
+    args = arguments(5, 8, 8, 68, 40)
+    first, *others = (results(_hopper(host(order, "bf16"), 1), *args) for order in ORDERS)
+    for other in others:
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
+
+
+CHANGES = [
+    *barriers("conv_hopper"),
+    pytest.param(("tap / 3 * (Q + 2)", "tap / 3 * (Q + 1)"), id="a tap one place off"),
+    pytest.param(("async_wait<1>();", ""), id="filters not waited for"),
+    pytest.param(("products_wait<1>();", ""), id="products not waited for"),
+    pytest.param(
+        ("products_wait<1>();\n            if (stage", "if (stage"), id="a gradient's products not waited for"
+    ),
+    pytest.param(("(chunk | tap | k) != 0", "true"), id="a tile begun with the last one's sums"),
+    pytest.param(("parity = 1 - parity;", ""), id="one buffer for two chunks"),
+    pytest.param(("b + 2 * k * BN", "b + 2 * k * (BN + 1)"), id="filters a line off"),
+    pytest.param(("? 1 - table : table", "? table : table"), id="the next tile's pixels"),
+]
+
+
+ARGUMENTS = 9, 8, 8, 72, 40
+
+
+@pytest.fixture(scope="module")
+def wanted(host: Host) -> list[Array]:
+    """The results of the kernel as it is."""
+    return results(_hopper(host("forward", "bf16"), 1), *arguments(*ARGUMENTS))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_mistake_in_the_kernel_shows(host: Host, wanted: list[Array], change: tuple[str, str]) -> None:
+    """Each barrier, wait and index is there for a reason: changed, some order gives other results or stops."""
+    args = arguments(*ARGUMENTS)
+
+    def differs(order: str) -> bool:
+        run = _hopper(host(order, "bf16", replace={"conv_hopper": [change]}), 1)
+        try:
+            return any(a.tobytes() != b.tobytes() for a, b in zip(results(run, *args), wanted, strict=True))
+        except RuntimeError:
+            return True
+
+    assert any(map(differs, reversed(ORDERS)))
+
+
+# --- the rule, which needs no kernel ---------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 70), st.integers(1, 70), st.integers(1, 150), st.integers(1, 300), precisions,
+    st.sampled_from([1, 16, 132]),
+)  # fmt: skip
+def test_blocks_cover_every_pixel_and_channel_and_fit(
+    n: int, h: int, w: int, fours: int, twos: int, precision: str, processors: int
+) -> None:
+    c, d = 4 * fours, 2 * twos
+    for cut in (
+        hopper.blocks(n, h, w, c, d, precision, processors),
+        hopper.gradient_blocks(n, h, w, c, d, precision, processors),
+    ):
+        if cut is None:
+            continue
+        t = cut.tiling
+        pixels = t.images * t.rows * t.columns
+        assert t.rows % 8 == t.columns % 8 == 0 and pixels in (128, 256)
+        assert t.images * t.count >= n if t.images > 1 else t.count == n * -(-h // t.rows) * -(-w // t.columns)
+        assert t.images == 1 or (t.rows >= h and t.columns >= w)
+        assert cut.shared <= 227 << 10
+        if len(cut.grid) == 3:
+            # A seventh at a time of the next tile's rows, four fours of channels a thread, sixteen threads a row.
+            assert t.places + pixels <= 7 * 4 * 384 // 16 and 1 <= cut.grid[2] <= t.count
+            assert cut.grid[0] * 64 >= c and cut.grid[1] * 64 >= d
+        else:
+            assert t.places <= 2 * pixels and 1 <= cut.grid[0] <= processors
+
+
+def test_the_networks_shapes_fill_an_h200() -> None:
+    """By far most of the work of the network of CIFAR-10: at least nine tenths of the processors have a block."""
+    for size, c, d in [(32, 128, 128), (32, 256, 128), (32, 384, 128), (16, 256, 256), (16, 512, 256), (8, 256, 256)]:
+        for precision in ("bf16", "tf32"):
+            cut = hopper.blocks(128, size, size, c, d, precision, 132)
+            assert cut and cut.grid[0] >= 119
+        gradient = hopper.gradient_blocks(128, size, size, c, d, "bf16", 132)
+        assert gradient and np.prod(gradient.grid) >= 119
+    assert hopper.blocks(128, 4, 4, 256, 256, "bf16", 132) is None
+
+
+def test_small_or_odd_shapes_are_left_to_others() -> None:
+    for c, d in [(3, 128), (30, 64), (34, 64), (64, 33), (64, 30)]:
+        assert hopper.blocks(128, 32, 32, c, d, "bf16", 132) is None
+        assert hopper.gradient_blocks(128, 32, 32, c, d, "bf16", 132) is None
+    assert hopper.gradient_blocks(128, 32, 32, 64, 64, "tf32", 132) is None
