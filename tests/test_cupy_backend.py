@@ -30,6 +30,7 @@ from ddpm_ref import check_backend, generate_steps
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.files.data import ImageData
 from ddpm_ref.files.run import RunSettings, read_log, run_training, save
+from ddpm_ref.nn.unet import UNet
 from ddpm_ref.train import Diverged, Trainer, TrainState
 
 OWN = [name for name in VARIANTS if "learned" not in name and name != "the bound alone"]
@@ -159,6 +160,23 @@ def test_whole_reverse_steps_on_the_device_are_the_samplers_bit_for_bit(host: Ho
     for (t, *mine), (s, *theirs), (r, *exact) in zip(own, plain, numpy, strict=True):
         assert t == s == r and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
         assert all(np.abs(a - b).max() < 1e-4 for a, b in zip(mine, exact, strict=True))
+
+
+def test_filters_are_packed_once_for_all_reverse_steps_and_anew_for_other_parameters(host: Host) -> None:
+    net, schedule, runs = UNet(replace(CONFIG, base=32, groups=4)), short(3), []
+    for kind in (CupyBackend, Plain):
+        backend, pictures = kind(device=host(precision="bf16")), []
+        for seed in (0, 1):
+            params = net.init(seed)
+            steps = generate_steps(net, params, schedule, [3], (4, 4, 1), seed=6, backend=backend)
+            pictures.append(list(steps)[-1][1])
+        packs = [launch.kernel for launch in backend.run.launches].count("conv_tensor.pack_bf16_filters")
+        runs.append((pictures, packs))
+    (own, once), (plain, always) = runs
+    assert all(np.array_equal(a, b) for a, b in zip(own, plain, strict=True)) and not np.array_equal(*own)
+    filled_up = 2  # conv_in and conv_out, of 1 channel, are filled up with zeros at every step
+    layers = always // (2 * schedule.T)
+    assert layers > 8 and once == 2 * (layers - filled_up + schedule.T * filled_up)
 
 
 def test_a_table_of_embeddings_serves_the_longest_schedule_seen(host: Host) -> None:

@@ -83,7 +83,10 @@ class CupyBackend(Backend):
         return pointwise.add(self.run, a, b)
 
     def dropout(self, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
-        """`ops.dropout`, the same bits."""
+        """`ops.dropout`, the same bits; uniform may be `noise.Draws`."""
+        if isinstance(uniform, noise.Draws):
+            seed, counters, slot, samples, layer = uniform
+            return noise.dropout_at(self.run, x, rate, seed, counters, slot, samples, layer=layer)
         return pointwise.dropout(self.run, x, uniform, rate)
 
     def silu(self, x: Array) -> tuple[Array, Backward]:

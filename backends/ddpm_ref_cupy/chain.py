@@ -34,6 +34,7 @@ class ReverseSteps:
         table, self._form = noise.reverse_table(schedule, x_T.dtype, start=schedule.T, **{"predicts": "eps", **how})
         self._table, self._samples = run.to_device(table), noise.numbers(run, samples)
         self._counters, self._t = run.zeros((1,), np.int32), run.zeros((len(x_T),), np.int32)
+        self._kept: dict[Any, Array] = {}
         self._replay = run.graph(self._one)
 
     def begin(self, t: int) -> None:
@@ -52,7 +53,11 @@ class ReverseSteps:
         return peak(recording.blocks)
 
     def _one(self) -> None:
-        output = self._model(self.x_t, self._t)
+        self.run.kept = self._kept
+        try:
+            output = self._model(self.x_t, self._t)
+        finally:
+            self.run.kept = None
         noise.p_sample_at(
             self.run, self.x_t, self.x_0_hat, self.x_t, output, self._table, self._form, self._seed, self._counters,
             STEP, self._samples,

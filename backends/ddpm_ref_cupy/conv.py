@@ -1,5 +1,7 @@
 """`Backend.conv3x3`: on tensor cores where `hopper` or `tiles` say so, else matrix products over gathered windows."""
 
+from typing import Any
+
 import numpy as np
 
 from ddpm_ref.checks import Array
@@ -31,8 +33,8 @@ def _on_tensor_cores(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, 
     """Stride 1, float32, operands rounded to the device's precision."""
     c, d = W.shape[2:]
     wide_c, wide_d = tiles.padded(c, run.precision), tiles.padded(d, run.precision)
-    x, W = _padded(run, x, wide_c), _padded(run, W, wide_c, wide_d)
-    y = _convolve_tiles(run, x, W, _padded(run, b, wide_d), turned=False)
+    given, x, W = W, _padded(run, x, wide_c), _padded(run, W, wide_c, wide_d)
+    y = _convolve_tiles(run, x, W, _padded(run, b, wide_d), keep=W is given)
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dy = run.contiguous(dy)
@@ -60,15 +62,28 @@ def _cut(run: Device, a: Array, size: int) -> Array:
     return run.contiguous(a[..., :size])
 
 
-def _convolve_tiles(run: Device, x: Array, W: Array, b: Array | None, *, turned: bool) -> Array:
+def _packed(run: Device, W: Array, cut: Any, sizes: tuple[int, ...], *, keep: bool) -> Array:
+    """The filters as the kernel of this cut takes them; keep: they are parameters, and `Device.kept` may hold them."""
+    key = run.address(W), cut.pack, *sizes
+    if keep and run.kept is not None and key in run.kept:
+        return run.kept[key]
+    filters = run.empty((cut.filters,), np.uint16 if run.precision == "bf16" else np.uint32)
+    run.launch(spread(cut.pack, cut.filters), W, filters, *map(np.int32, sizes))
+    if keep and run.kept is not None:
+        run.kept[key] = filters
+    return filters
+
+
+def _convolve_tiles(
+    run: Device, x: Array, W: Array, b: Array | None, *, turned: bool = False, keep: bool = False
+) -> Array:
     """y = conv(x), + b; turned: with the filters of the adjoint, from W's D channels to its C."""
     n, h, w, c = x.shape
     d = W.shape[2 if turned else 3]
     of = n, h, w, c, d, run.precision, run.processors
     cut = (hopper.blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.blocks(*of)
     assert cut is not None
-    filters = run.empty((cut.filters,), np.uint16 if run.precision == "bf16" else np.uint32)
-    run.launch(spread(cut.pack, cut.filters), W, filters, *map(np.int32, (c, d, cut.wide, turned)))
+    filters = _packed(run, W, cut, (c, d, cut.wide, turned), keep=keep)
     y = run.empty((n, h, w, d), np.float32)
     t = cut.tiling
     step = -1 if b is None else 0 if b.ndim == 1 else d

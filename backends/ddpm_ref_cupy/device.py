@@ -33,11 +33,13 @@ class Launch(NamedTuple):
 class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
+    kept: where filters are kept as the kernels take them, by their address, while nothing changes them; else None.
     capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
     that a block may ask for.
     """
 
     precision = "fp32"
+    kept: dict[Any, Array] | None = None
     name = "a device"
     version = ""
     capability = (8, 0)

@@ -5,7 +5,7 @@ array `counters`, and each image's t) is read on the device, all arrays are the 
 uploaded. They launch the same arithmetic and so give the same bits.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +104,16 @@ def integers_at(
     stream = np.uint64(seed), counters, np.int32(slot), _last(purpose)
     how = launch("integers_at", len(out), 4)
     run.launch(how, out, samples, np.int64(len(out)), *stream, np.uint32(n), np.int32(lowest))
+
+
+class Draws(NamedTuple):
+    """Uniforms of dropout that are drawn where they are used: for `CupyBackend.dropout`, in place of an array."""
+
+    seed: int
+    counters: Array
+    slot: int
+    samples: Array
+    layer: int
 
 
 def dropout_at(

@@ -146,10 +146,8 @@ class TrainingSteps:
         x_t, eps = run.empty(x_0.shape, x_0.dtype), run.empty(x_0.shape, x_0.dtype)
         noise.q_sample_at(run, x_t, eps, x_0, self._tables, t, s.seed, *stream)
 
-        def dropout(layer: int, shape: tuple[int, ...]) -> Array:
-            uniform = run.empty(shape, np.float32)
-            noise.uniform_at(run, uniform, s.seed, Purpose.DROPOUT, *stream, layer=layer)
-            return uniform
+        def dropout(layer: int, _shape: tuple[int, ...]) -> Array:
+            return noise.Draws(s.seed, *stream, layer)
 
         places = self._places[part.start // self._parts[0].stop]
         params = GatheredParams(trainer.state.params, trainer.net.shapes).of(places)
