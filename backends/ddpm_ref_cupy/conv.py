@@ -109,7 +109,8 @@ def _gradient_of_tiles(run: Device, x: Array, dy: Array) -> Array:
     if count == 1:
         return parts[0]
     dW = run.empty((3, 3, c, d), np.float32)
-    run.launch(spread("conv_tensor.sum_parts", dW.size // 4), parts, dW, np.int32(count), np.int32(dW.size // 4))
+    quads = dW.size // 4
+    run.launch(Launch("conv_tensor.sum_parts", (-(-quads // 32),), (256,)), parts, dW, np.int32(count), np.int32(quads))
     return dW
 
 

@@ -317,13 +317,24 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
 FILTER_GRADIENT(bf16_gradient, 128, bf16)
 FILTER_GRADIENT(tf32_gradient, 64, u32)
 
-// sums[i] = Σ parts[part][i], in order. size counts groups of four.
+// sums[i] = Σ parts[part][i], in an order that count alone decides: every eighth part by a warp, then the eight sums.
+// size counts groups of four. A block of 32 of them.
 extern "C" __global__ void __launch_bounds__(256) sum_parts(
     const float* __restrict__ parts, float* __restrict__ sums, int count, int size) {
-    for (i64 o = first_index(); o < size; o += index_step()) {
-        Four<float> sum = load4(parts + 4 * o);
-        for (int part = 1; part < count; part++) {
+    __shared__ Four<float> eighths[8][32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    i64 o = (i64)blockIdx.x * 32 + lane;
+    Four<float> sum = {0, 0, 0, 0};
+    if (o < size)
+        for (int part = warp; part < count; part += 8) {
             Four<float> v = load4(parts + 4 * ((i64)part * size + o));
+            sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+        }
+    eighths[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && o < size) {
+        for (int w = 1; w < 8; w++) {
+            Four<float> v = eighths[w][lane];
             sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
         }
         store4(sums + 4 * o, sum);
