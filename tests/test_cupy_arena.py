@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cupy_checks import needs_compiler
 from ddpm_ref_cupy import CupyBackend
 from ddpm_ref_cupy.arena import ALIGNMENT, Arena, Block, Recording, peak, plan
 from ddpm_ref_cupy.device import Device
@@ -95,7 +94,6 @@ def watched(device: Device, kept: dict[str, Any]) -> Device:
     return device
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", ["dropout", "micro-batches"])
 def test_a_training_step_in_one_planned_block_gives_the_same_bits(host: Callable[..., Any], name: str) -> None:
     kept: dict[str, Any] = {"recording": Recording()}

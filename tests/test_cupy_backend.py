@@ -1,13 +1,12 @@
 """The CuPy backend as a whole, its kernels run on the CPU: the contract, and training and sampling loops of its own."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cupy_checks import needs_compiler
+from cupy_checks import Host
 from ddpm_ref_cupy import CupyBackend
 from ddpm_ref_cupy import step as whole_step
 from small_run import (
@@ -33,8 +32,6 @@ from ddpm_ref.files.data import ImageData
 from ddpm_ref.files.run import RunSettings, read_log, run_training, save
 from ddpm_ref.train import Diverged, Trainer, TrainState
 
-pytestmark = needs_compiler
-Host = Callable[..., Any]
 OWN = [name for name in VARIANTS if "learned" not in name and name != "the bound alone"]
 
 

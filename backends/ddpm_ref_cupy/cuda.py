@@ -95,6 +95,7 @@ class CudaDevice(Device):
         self.precision, self.graphs = precision, graphs
         self.stream = _stream(self.cupy)
         self.stream.use()
+        self._capturing: list[tuple[Array, np.ndarray]] | None = None  # what to write once a graph is captured
         self._kernels: dict[tuple[str, Any], Any] = {}
         self._modules: dict[tuple[str, Any], Any] = {}
 
@@ -118,8 +119,8 @@ class CudaDevice(Device):
     def contiguous(self, x: Array) -> Array:
         return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
 
-    # Copies go to our stream by name and are waited for: CuPy's own may take the default stream, which ours does not wait
-    # for, nor it for ours.
+    # Copies go to our stream by name and are waited for: CuPy's own may take the default stream, which ours does not
+    # wait for, nor it for ours.
 
     def to_device(self, x: Array) -> Array:
         if isinstance(x, self.cupy.ndarray):
@@ -140,6 +141,16 @@ class CudaDevice(Device):
             x.data.copy_to_host_async(host.ctypes.data, host.nbytes, self.stream)
             self.stream.synchronize()
         return host
+
+    def address(self, x: Array) -> int:
+        return int(x.data.ptr)
+
+    def write(self, x: Array, values: np.ndarray) -> None:
+        if self._capturing is not None:
+            self._capturing.append((x, values))
+        else:
+            x.data.copy_from_host_async(values.ctypes.data, values.nbytes, self.stream)
+            self.stream.synchronize()
 
     def synchronize(self) -> None:
         """Wait for everything launched so far."""
@@ -173,9 +184,8 @@ class CudaDevice(Device):
         module = self._modules.get((file, real))
         if module is None:
             name = {"float32": "float", "float64": "double"}[real.name]
-            module = self.cupy.RawModule(
-                code=source(file), options=(f"-DREAL={name}", *_own_options(file, self.capability))
-            )
+            options = f"-DREAL={name}", *_own_options(file, self.capability)
+            module = self.cupy.RawModule(code=source(file), options=options)
             self._modules[file, real] = module
         return module
 
@@ -265,6 +275,7 @@ class Graph:
         arena = Arena(self._recording)
         self._block = block = cupy.cuda.alloc(max(arena.size, 1))
         with cupy.cuda.using_allocator(lambda size: block + arena.place(size)):
+            run._capturing = writes = []
             run.stream.begin_capture()
             try:
                 self._work()
@@ -272,7 +283,11 @@ class Graph:
                 with suppress(Exception):
                     run.stream.end_capture()
                 raise
+            finally:
+                run._capturing = None
             graph = run.stream.end_capture()
         arena.check_used_up()
+        for x, values in writes:
+            run.write(x, values)
         graph.upload(run.stream)
         return graph

@@ -33,7 +33,8 @@ class Launch(NamedTuple):
 class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
-    capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory that a block may ask for.
+    capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
+    that a block may ask for.
     """
 
     precision = "fp32"
@@ -42,6 +43,14 @@ class Device:
     capability = (8, 0)
     processors = 132
     shared_limit = 227 << 10
+
+    def address(self, x: Array) -> int:
+        """Where x's first element lies."""
+        return int(x.ctypes.data)
+
+    def write(self, x: Array, values: np.ndarray) -> None:
+        """Host numbers into x. In what becomes a graph: once, before its first launch."""
+        x[...] = values
 
     def holds(self, x: Array) -> bool:
         """Whether x is an array of this device."""

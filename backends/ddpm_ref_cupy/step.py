@@ -15,7 +15,6 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn import ops
-from ddpm_ref.nn.params import Params
 from ddpm_ref.objective import Objective
 from ddpm_ref.random import Purpose
 from ddpm_ref.train import Diverged, StepReport, Trainer, TrainState
@@ -23,6 +22,7 @@ from ddpm_ref_cupy import loss, noise, update
 from ddpm_ref_cupy.arena import peak
 from ddpm_ref_cupy.device import Launch
 from ddpm_ref_cupy.fit import explained
+from ddpm_ref_cupy.gather import GatheredParams, Places
 
 if TYPE_CHECKING:
     from ddpm_ref_cupy import CupyBackend
@@ -74,6 +74,7 @@ class TrainingSteps:
         size = s.micro_batch or s.batch
         self._report = loss.new_report(run, min(size, s.batch))
         self._parts = [slice(first, min(first + size, s.batch)) for first in range(0, s.batch, size)]
+        self._places = [Places(run, trainer.net.shapes) for _ in self._parts]
         self._replay: Callable[[], None] | None = None
         self._of: TrainState | None = None
         self._step = -1
@@ -150,13 +151,14 @@ class TrainingSteps:
             noise.uniform_at(run, uniform, s.seed, Purpose.DROPOUT, *stream, layer=layer)
             return uniform
 
-        params = Params(trainer.state.params, trainer.net.shapes)
+        places = self._places[part.start // self._parts[0].stop]
+        params = GatheredParams(trainer.state.params, trainer.net.shapes).of(places)
         output, backward = trainer.net(params, x_t, t, self.backend, dropout=dropout)
         d_output = loss.simple_loss(
             run, output, eps, t, trainer.schedule.T, self._report,
             weight=s.objective.w_simple, part=n / s.batch, add=part.start > 0,
         )  # fmt: skip
-        return backward(d_output)[1].vector
+        return backward(d_output)[1].gather()
 
     def _images(self, part: slice) -> Array:
         """x_0 of these places in the batch."""
