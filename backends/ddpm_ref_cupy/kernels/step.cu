@@ -14,11 +14,11 @@ extern "C" __global__ void __launch_bounds__(256) step_images(
     }
 }
 
-DEVICE bool finite(double x) { return x - x == 0; }
+DEVICE bool is_finite(double x) { return x - x == 0; }
 
 // The gradient's first number becomes NaN where the loss is not finite: so does its norm, and the update changes nothing.
 extern "C" __global__ void __launch_bounds__(1) step_guard(const double* __restrict__ mean, real* __restrict__ grads) {
-    if (!finite(*mean)) grads[0] = (real)(*mean - *mean);
+    if (!is_finite(*mean)) grads[0] = (real)(*mean - *mean);
 }
 
 // Row k % rows of the ring: step k = counters[slot], loss, gradient norm, and the losses by quarter of t, sums and numbers.
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(1) step_finish(
     row[1] = *mean;
     row[2] = *norm;
     for (int i = 0; i < 8; i++) row[3 + i] = quarters[i];
-    if (finite(*mean) && finite(*norm)) counters[slot] = k + 1;
+    if (is_finite(*mean) && is_finite(*norm)) counters[slot] = k + 1;
 }
 
 // From t = counters[slot] to t - 1, and the same for each of N images.
