@@ -109,7 +109,8 @@ def command(out: Path, name: str, words: list[str], limit: float) -> dict[str, A
 
 def pytest_item(file: str) -> Item:
     """The tests of one file."""
-    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x" if "first" in file else "-q", f"tests/gpu/{file}"]
+    stop = ["-x"] if "first" in file else []
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *stop, f"tests/gpu/{file}"]
     name = file.removesuffix(".py").removeprefix("test_gpu_")
     return Item(name, lambda out: command(out, f"test-{name}", [*words, "-p", "no:cacheprovider"], 300))
 
