@@ -228,7 +228,8 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
     int* source = reinterpret_cast<int*>(both + 2 * size);  // [2][places + PIXELS]: pixels, or -1
     int* patch_place = source + 2 * rows;                   // [2][4]: where patches begin, in x and in dy
     if (thread < 4) {
-        int across = Q / 8, each = R / 8 * across, image = thread / each, row = thread % each / across * 8, column = thread % across * 8;
+        int across = Q / 8, each = R / 8 * across, image = thread / each;
+        int row = thread % each / across * 8, column = thread % across * 8;
         patch_place[thread] = (image * (R + 2) + row) * (Q + 2) + column;
         patch_place[4 + thread] = (image * R + row) * Q + column;
     }

@@ -18,7 +18,8 @@ template <> struct Operand<u32> {
 
 // 16 bytes of operands from EACH floats.
 DEVICE void put(bf16* to, const Four<float>& a, const Four<float>& b) {
-    store4(reinterpret_cast<u32*>(to), Four<u32>{pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)});
+    Four<u32> v = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
+    store4(reinterpret_cast<u32*>(to), v);
 }
 DEVICE void put(u32* to, const Four<float>& a, const Four<float>&) {
     store4(to, Four<u32>{to_tf32(a.x), to_tf32(a.y), to_tf32(a.z), to_tf32(a.w)});
@@ -342,8 +343,8 @@ extern "C" __global__ void __launch_bounds__(256) sum_parts(
 }
 
 // --- filters ---------------------------------------------------------------------------------------------------------
-// Filters of a convolution of C to D channels as operands, (9, C, D): W (3, 3, C, D), or, turned, the adjoint's W_{2-i, 2-j}ᵀ of
-// W (3, 3, D, C). wide: no matter here.
+// Filters of a convolution of C to D channels as operands, (9, C, D): W (3, 3, C, D), or, turned, the adjoint's
+// W_{2-i, 2-j}ᵀ of W (3, 3, D, C). wide: no matter here.
 
 template <class T, class Round>
 DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int turned, Round round) {
