@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host.host_device import HostDevice
+from cuda_host.host_device import ORDERS, HostDevice
+from cuda_host.source import kernel_text
 from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
 from ddpm_ref_cupy import dense
 from hypothesis import given, settings
@@ -17,30 +18,98 @@ from ddpm_ref.backend_cases import check_case
 pytestmark = needs_compiler
 
 
+@pytest.mark.parametrize("small", [True, False])
 @settings(deadline=None, max_examples=40)
 @given(array_shapes(min_dims=2, max_dims=4, max_side=9), st.integers(1, 40), orders, dtypes, layouts)
-def test_dense_keeps_the_contract(shape: tuple[int, ...], d: int, order: str, dtype: Any, layout: str) -> None:
-    check_case(OnHost(HostDevice(order)), cases.dense(shape, d), dtype, layout)
+def test_dense_keeps_the_contract(
+    small: bool, shape: tuple[int, ...], d: int, order: str, dtype: Any, layout: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "SMALL", 1 << 25 if small else 0)
+        run = HostDevice(order)
+        check_case(OnHost(run), cases.dense(shape, d), dtype, layout)
+        assert {launch.kernel for launch in run.launches} & {"dense_small.small_adjoint"} or not small
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(1, 500), st.integers(1, 70), orders)
+@given(
+    st.integers(1, 400), st.integers(1, 70), st.integers(1, 70), st.sampled_from(["fp32", "tf32", "bf16"]), orders
+)  # fmt: skip
+def test_a_small_layer_rounds_its_operands_as_a_large_one(
+    rows: int, c: int, d: int, precision: str, order: str
+) -> None:
+    x, W, b, dy = (a.astype(np.float32) for a in cases.normals(rows, (rows, c), (c, d), (d,), (rows, d)))
+
+    def results(smallest: int) -> list[Any]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dense, "SMALL", smallest)
+            run = HostDevice(order, precision)
+            y, backward = dense.dense(run, *map(run.to_device, (x, W, b)))
+            return [y, *backward(run.to_device(dy))]
+
+    for ours, theirs in zip(results(1 << 25), results(0), strict=True):
+        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+
+
+def test_the_bits_repeat_whatever_runs_first() -> None:
+    x, W, b, dy = (a.astype(np.float32) for a in cases.normals(0, (700, 70), (70, 40), (40,), (700, 40)))
+
+    def results(order: str) -> list[bytes]:
+        run = HostDevice(order, "tf32")
+        y, backward = dense.dense(run, *map(run.to_device, (x, W, b)))
+        assert dense.small_parts(700) > 1
+        return [a.tobytes() for a in (y, *backward(run.to_device(dy)), *backward(run.to_device(dy)))]
+
+    first, *others = map(results, ORDERS)
+    assert all(other == first for other in others) and first[1:4] == first[4:]
+
+
+def test_small_layers_are_those_of_small_networks() -> None:
+    assert dense.is_small(128 * 64, 64, 32) and dense.is_small(128, 512, 512)
+    assert not dense.is_small(128 * 256, 256, 256) and not dense.is_small(1, 4096, 1025)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9000), st.integers(1, 70), orders)
 def test_column_sums_add_every_row_once(rows: int, d: int, order: str) -> None:
     run = HostDevice(order)
     dy = cases.normals(rows, (rows, d))[0]
-    np.testing.assert_allclose(dense.column_sums(run, run.to_device(dy)), dy.sum(axis=0), rtol=1e-12, atol=1e-12)
+    given = run.to_device(dy)
+    for _ in range(2):  # the count of blocks is set back
+        np.testing.assert_allclose(dense.column_sums(run, given), dy.sum(axis=0), rtol=1e-12, atol=1e-11)
+    parts = dense.part_sums(run, run.to_device(dy), 1)
+    np.testing.assert_allclose(parts, dy.sum(axis=0, keepdims=True), rtol=1e-12, atol=1e-11)
 
 
-@pytest.mark.parametrize("change", barriers("dense"))
-def test_a_deleted_barrier_shows(change: tuple[str, str]) -> None:
-    dy = cases.normals(0, (40, 5))[0]
+def _barriers(file: str) -> list[Any]:
+    """All but those in front of the count of blocks, which no thread of the same block needs."""
+    return [change for change in barriers(file) if "== 0) {" not in _behind(file, change.values[0])]
 
-    def sums(order: str, **how: Any) -> bytes:
+
+def _behind(file: str, change: tuple[str, str]) -> str:
+    text = kernel_text(file)
+    place = text.index(change[0]) + len(change[0])
+    return text[place : place + 90] if "__threadfence" in text[place : place + 90] else ""
+
+
+@pytest.mark.parametrize("file, change", [(f, p.values[0]) for f in ("dense", "dense_small") for p in _barriers(f)])
+def test_a_deleted_barrier_shows(file: str, change: tuple[str, str]) -> None:
+    dy, x, W, b = cases.normals(0, (300, 40), (300, 40), (40, 40), (40,))
+
+    def results(order: str, **how: Any) -> list[bytes]:
         run = HostDevice(order, **how)
-        return dense.part_sums(run, run.to_device(dy), 1).tobytes()
+        y, backward = dense.dense(run, *map(run.to_device, (x, W, b)))
+        given = run.to_device(dy)
+        sums = dense.part_sums(run, given, 1), dense.column_sums(run, given)
+        return [a.tobytes() for a in (y, *backward(given), *sums)]
 
-    orders = "warp-greedy-reverse", "warp-greedy", "reverse"
-    assert any(sums(order, replace={"dense": [change]}) != sums(order) for order in orders)
+    def differs(order: str) -> bool:
+        try:
+            return results(order, replace={file: [change]}) != results(order)
+        except RuntimeError:  # not all threads reach a barrier
+            return True
+
+    assert any(map(differs, ("warp-greedy-reverse", "warp-greedy", "reverse", "forward", "random")))
 
 
 @pytest.mark.parametrize("size", [1, 4, 6, 4096])

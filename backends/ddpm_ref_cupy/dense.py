@@ -1,12 +1,17 @@
-"""`Backend.dense`, the 1x1 convolution: one matrix product, the bias and the sums of its gradient."""
+"""`Backend.dense`, the 1x1 convolution: matrix products, the bias and the sums of its gradient."""
+
+import math
 
 import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import PRECISIONS, Device, Launch
 
+SMALL = 1 << 25
+"""Most multiplications of a layer that `dense_small.cu` makes."""
 _MOST_BLOCKS = 1 << 16
+_MOST_TILES = 1024  # that dense_small.cu counts
 
 
 def spread(kernel: str, items: int, real: object = np.float32) -> Launch:
@@ -16,19 +21,60 @@ def spread(kernel: str, items: int, real: object = np.float32) -> Launch:
 
 def dense(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
     """`ops.dense`: (..., C) -> (..., D)."""
-    x, W = run.contiguous(x), run.contiguous(W)
+    x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
     rows, (c, d) = x.size // x.shape[-1], W.shape
-    flat = x.reshape(rows, c)
-    y = run.matmul(flat, W, run.empty((rows, d), x.dtype))
-    add_bias(run, y, run.contiguous(b), rows)
+    layer = _small if is_small(rows, c, d) else _large
+    y, backward = layer(run, x.reshape(rows, c), W, b)
+
+    def of_any_shape(dy: Array) -> tuple[Array, Array, Array]:
+        dx, dW, db = backward(run.contiguous(dy).reshape(rows, d))
+        return dx.reshape(x.shape), dW, db
+
+    return y.reshape(*x.shape[:-1], d), of_any_shape
+
+
+def _large(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+    """`dense` of a matrix x by the device's matrix products."""
+    y = run.matmul(x, W, run.empty((len(x), len(b)), x.dtype))
+    add_bias(run, y, b, len(x))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dy = run.contiguous(dy).reshape(rows, d)
-        dx = run.matmul(dy, W, run.empty((rows, c), x.dtype), trans_b=True)
-        dW = run.matmul(flat, dy, run.empty((c, d), x.dtype), trans_a=True)
-        return dx.reshape(x.shape), dW, column_sums(run, dy)
+        dx = run.matmul(dy, W, run.empty(x.shape, x.dtype), trans_b=True)
+        dW = run.matmul(x, dy, run.empty(W.shape, x.dtype), trans_a=True)
+        return dx, dW, column_sums(run, dy)
 
-    return y.reshape(*x.shape[:-1], d), backward
+    return y, backward
+
+
+def is_small(rows: int, c: int, d: int) -> bool:
+    """Whether launches cost more than arithmetic: a few microseconds of it, without tensor cores."""
+    return rows * c * d <= SMALL and -(-c // 64) * -(-d // 32) <= _MOST_TILES
+
+
+def small_parts(rows: int) -> int:
+    """In how many parts of the rows a small layer's dW is made: of 128 rows or more."""
+    return max(1, min(32, rows // 128))
+
+
+def _small(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+    """`dense` of a matrix x, one launch each way."""
+    (rows, c), d, real = x.shape, len(b), x.dtype.type
+    how = np.int32(PRECISIONS.index(run.precision) if real == np.float32 else 0)
+    y = run.empty((rows, d), real)
+    sizes = tuple(map(np.int32, (rows, c, d)))
+    grid = -(-rows // 64), -(-d // 32)
+    run.launch(Launch("dense_small.small_forward", grid, (256,), real=real), x, W, b, y, *sizes, how)
+
+    def backward(dy: Array) -> tuple[Array, Array, Array]:
+        dx, dW, db = (run.empty(shape, real) for shape in (x.shape, W.shape, b.shape))
+        count = small_parts(rows)
+        parts = run.empty((count, c + 1, d), real)
+        blocks = -(-c // 64) * -(-d // 32) * count + -(-rows // 64) * -(-c // 32)
+        launch = Launch("dense_small.small_adjoint", (blocks,), (256,), real=real)
+        run.launch(launch, x, W, dy, dx, dW, db, parts, *sizes, np.int32(count), how)
+        return dx, dW, db
+
+    return y, backward
 
 
 def add_bias(run: Device, y: Array, b: Array, rows_each: int) -> None:
@@ -43,21 +89,25 @@ def add_bias(run: Device, y: Array, b: Array, rows_each: int) -> None:
 def column_sums(run: Device, dy: Array) -> Array:
     """Sums over all but the last axis, (D,), in an order that the shape alone decides.
 
-    In two stages where there are many rows: of parts of about a square root of them, then of the parts.
+    Parts of about a square root of the rows are added up first.
     """
     d = dy.shape[-1]
-    rows = dy.size // d
-    parts = next(p for p in range(max(1, int(rows**0.5)), 0, -1) if rows % p == 0)
-    if rows > 64 and parts > 1:
-        return part_sums(run, part_sums(run, dy, parts), 1).reshape(d)
-    return part_sums(run, dy, 1).reshape(d)
+    rows, groups = dy.size // d, -(-d // 32)
+    if groups > _MOST_TILES:
+        return part_sums(run, dy, 1).reshape(d)
+    each = max(64, math.isqrt(rows))
+    parts = -(-rows // each)
+    sums, total = run.empty((parts, d), dy.dtype), run.empty((d,), dy.dtype)
+    launch = Launch("dense.column_sums", (groups, parts), (256,), real=dy.dtype.type)
+    run.launch(launch, dy, sums, total, np.int64(rows), np.int64(each), np.int32(d))
+    return total
 
 
 def part_sums(run: Device, dy: Array, parts: int) -> Array:
     """Sums of equal parts of the rows, in order: (parts, D)."""
     d = dy.shape[-1]
     sums = run.empty((parts, d), dy.dtype)
-    launch = Launch("dense.column_sums", (-(-d // 32), parts), (256,), real=dy.dtype.type)
+    launch = Launch("dense.part_sums", (-(-d // 32), parts), (256,), real=dy.dtype.type)
     run.launch(launch, dy, sums, np.int32(dy.size // d // parts), np.int32(d))
     return sums
 
