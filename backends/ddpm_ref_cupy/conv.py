@@ -38,10 +38,10 @@ def _on_tensor_cores(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, 
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dy = run.contiguous(dy)
-        db = column_sums(run, dy) if b.ndim == 1 else part_sums(run, dy, len(dy))
         wide = _padded(run, dy, wide_d)
         dx = _convolve_tiles(run, wide, W, None, turned=True)
-        dW = _gradient_of_tiles(run, x, wide)
+        dW, db = _gradient_of_tiles(run, x, wide, with_db=b.ndim == 1)
+        db = part_sums(run, dy, len(dy)) if db is None else db[:d]
         return _cut(run, dx, c), _cut(run, dW[:, :, :c], d), db
 
     return _cut(run, y, d), backward
@@ -93,25 +93,25 @@ def _convolve_tiles(
     return y
 
 
-def _gradient_of_tiles(run: Device, x: Array, dy: Array) -> Array:
-    """dW of padded x and dy."""
+def _gradient_of_tiles(run: Device, x: Array, dy: Array, *, with_db: bool) -> tuple[Array, Array | None]:
+    """dW of padded x and dy, and the sums of dy, which the kernel has at hand."""
     n, h, w, c = x.shape
     d = dy.shape[3]
     of = n, h, w, c, d, run.precision, run.processors
     cut = (hopper.gradient_blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.gradient_blocks(*of)
     assert cut is not None
-    count = cut.grid[2]
-    parts = run.empty((count, 3, 3, c, d), np.float32)
+    count, size = cut.grid[2], 9 * c * d
+    parts = run.empty((count, size + with_db * d), np.float32)
     t = cut.tiling
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count)
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, with_db)
     launch = Launch(cut.kernel, cut.grid, (tiles.GRADIENT_THREADS,), cut.shared)
     run.launch(launch, x, dy, parts, *map(np.int32, sizes))
-    if count == 1:
-        return parts[0]
-    dW = run.empty((3, 3, c, d), np.float32)
-    quads = dW.size // 4
-    run.launch(Launch("conv_tensor.sum_parts", (-(-quads // 32),), (256,)), parts, dW, np.int32(count), np.int32(quads))
-    return dW
+    sums = parts[0]
+    if count > 1:
+        sums, quads = run.empty(parts.shape[1:], np.float32), parts.shape[1] // 4
+        add = Launch("conv_tensor.sum_parts", (-(-quads // 32),), (256,))
+        run.launch(add, parts, sums, np.int32(count), np.int32(quads))
+    return sums[:size].reshape(3, 3, c, d), sums[size:] if with_db else None
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

@@ -215,10 +215,14 @@ KERNEL(tf32_128x64, 1, 64, u32)
 // A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of 256 pixels, in three
 // warpgroups, one for each row of taps. K are pixels, two rows of a patch at a time. While the products of a tile are made
 // in eight stages, the next tile is on its way to the other of two buffers, a seventh at a time: read at one stage, kept at
-// the next. Parts: [part][9][C][D], added up in order by conv_tensor's sum_parts.
+// the next. Parts: as of conv_tensor's filter_gradient, and added up by its sum_parts.
+
+DEVICE void accumulate(Four<float>& sum, const Four<float>& v) {
+    sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+}
 
 DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
-                            int H, int W, int C, int D, int images, int R, int Q, int tiles) {
+                            int H, int W, int C, int D, int images, int R, int Q, int tiles, int with_db) {
     constexpr int THREADS = 384, PIXELS = 256, DY_PITCH = PIXELS + 1, STEP = THREADS / 16, HELD = 4, PIECES = 7;
     extern __shared__ __align__(128) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, up = warp / 4, c0 = blockIdx.x * 64, d0 = blockIdx.y * 64;
@@ -242,6 +246,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
         }
     };
     int quad = thread % 16, first = thread / 16;
+    Four<float> db = {0, 0, 0, 0};
     auto read = [&](Four<float> (&held)[HELD], int buffer, int piece) {
 #pragma unroll
         for (int j = 0; j < HELD; j++) {
@@ -249,6 +254,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             bool of_x = row < places;
             int channels = of_x ? C : D, at = (of_x ? c0 : d0) + 4 * quad;
             held[j] = pixel < 0 || at >= channels ? Four<float>{0, 0, 0, 0} : load4((of_x ? x : dy) + (i64)pixel * channels + at);
+            if (!of_x) accumulate(db, held[j]);
         }
     };
     auto keep = [&](const Four<float> (&held)[HELD], int buffer, int piece) {
@@ -262,6 +268,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
     };
 
     int part = blockIdx.z, count = gridDim.z;
+    i64 stride = (i64)9 * C * D + (with_db ? D : 0);
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
     find(begin, 0);
     __syncthreads();
@@ -311,17 +318,27 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             for (int l = 0; l < 8; l++) {
                 int d = d0 + 8 * l + 2 * (lane % 4);
                 Two<float> v = {sums[j][4 * l + 2 * half], sums[j][4 * l + 2 * half + 1]};
-                if (c < C && d < D) store2(parts + (((i64)part * 9 + 3 * up + j) * C + c) * D + d, v);
+                if (c < C && d < D) store2(parts + part * stride + ((i64)(3 * up + j) * C + c) * D + d, v);
             }
         }
+    }
+    if (!with_db || blockIdx.x) return;
+    __syncthreads();  // nobody's products read operands any more
+    float* each = reinterpret_cast<float*>(memory);  // [THREADS][4]: a thread's channels are those of its quad
+    store4(each + thread * 4, db);
+    __syncthreads();
+    if (thread < 64 && d0 + thread < D) {
+        float sum = 0;
+        for (int k = thread / 4; k < THREADS; k += 16) sum += each[k * 4 + thread % 4];
+        parts[part * stride + (i64)9 * C * D + d0 + thread] = sum;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(384) bf16_gradient(
     const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N, int H, int W, int C, int D,
-    int images, int R, int Q, int tiles) {
+    int images, int R, int Q, int tiles, int with_db) {
 #if WHOLE_TILES
-    filter_gradient(x, dy, parts, N, H, W, C, D, images, R, Q, tiles);
+    filter_gradient(x, dy, parts, N, H, W, C, D, images, R, Q, tiles, with_db);
 #else
     __trap();
 #endif

@@ -73,6 +73,10 @@ template <int NJ> DEVICE void load_columns(u32 (&b)[NJ][2], const u32* from, int
     for (int j = 0; j < NJ; j++) b[j][0] = mine[8 * j], b[j][1] = mine[4 * row + 8 * j];
 }
 
+DEVICE void accumulate(Four<float>& sum, const Four<float>& v) {
+    sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+}
+
 // Fragments a of 16 columns of an array [k][m], that is of its transpose. mine: where the lane's rows begin (`rows_of`).
 DEVICE void rows_of(int (&mine)[2], const int* place, int k, int lane, bf16) {
     mine[0] = place[k + lane / 16 * 8 + lane % 8] + lane / 8 % 2 * 8;
@@ -210,11 +214,12 @@ CONVOLVE(tf32_64x32, 64, 32, 2, 2, u32)
 // --- dW[tap] = Σ_p x[p + tap]ᵀ dy[p] ---------------------------------------------------------------------------------
 // A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of PIXELS pixels, in twelve
 // warps: three rows of taps x (2 x 2) quarters. While a tile is multiplied, the next is on its way, a piece at each step.
-// Parts: [part][9][C][D], added up in order by `sum_parts`.
+// Parts: [part][9][C][D], added up in order by `sum_parts`; with_db: behind each the sums of dy over its pixels, [D], which
+// the blocks of the first channels of x add up as they read dy.
 
 template <int PIXELS, class T>
 DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
-                            int H, int W, int C, int D, int images, int R, int Q, int tiles) {
+                            int H, int W, int C, int D, int images, int R, int Q, int tiles, int with_db) {
     constexpr int THREADS = 384, EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH, STEPS = PIXELS / DEPTH, WIDE = 64;
     constexpr int ROW = WIDE + Operand<T>::LONGER, ITEMS = WIDE / EACH, PIECES = 2;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -231,7 +236,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
         for (int row = thread; row < rows; row += THREADS)
             source[buffer * rows + row] = row < places ? tile.at_place(row) : tile.at_pixel(row - places);
     };
-    Four<float> held[PIECES][2];
+    Four<float> held[PIECES][2], db[2] = {};
     auto read = [&](int buffer, int piece, Four<float> (&into)[2]) {
         int item = piece * THREADS + thread, row = item / ITEMS, at = item % ITEMS * EACH;
         into[0] = into[1] = Four<float>{0, 0, 0, 0};
@@ -242,6 +247,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             into[0] = load4(from);
             if (EACH == 8) into[1] = load4(from + 4);
         }
+        if (!of_x) accumulate(db[0], into[0]), accumulate(db[1], into[1]);
     };
     auto keep = [&](int buffer, int piece, const Four<float> (&from)[2]) {
         int item = piece * THREADS + thread, row = item / ITEMS;
@@ -249,6 +255,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
     };
 
     int part = blockIdx.z, count = gridDim.z;
+    i64 stride = (i64)9 * C * D + (with_db ? D : 0);
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
     int pieces = (rows * ITEMS + THREADS - 1) / THREADS;
     float sums[3][2][4][4] = {};
@@ -303,17 +310,28 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
                     int d = d0 + d1 + 8 * l + 2 * (lane % 4);
                     if (c < C && d < D) {
                         Two<float> v = {sums[j][i][l][2 * half], sums[j][i][l][2 * half + 1]};
-                        store2(parts + (((i64)part * 9 + 3 * up + j) * C + c) * D + d, v);
+                        store2(parts + part * stride + ((i64)(3 * up + j) * C + c) * D + d, v);
                     }
                 }
             }
+    if (!with_db || blockIdx.x) return;
+    __syncthreads();  // nobody reads operands any more
+    float* each = reinterpret_cast<float*>(memory);  // [THREADS][EACH]: a thread's channels are those of thread % ITEMS
+    store4(each + thread * EACH, db[0]);
+    if (EACH == 8) store4(each + thread * EACH + 4, db[1]);
+    __syncthreads();
+    if (thread < WIDE && d0 + thread < D) {
+        float sum = 0;
+        for (int k = thread / EACH; k < THREADS; k += ITEMS) sum += each[k * EACH + thread % EACH];
+        parts[part * stride + (i64)9 * C * D + d0 + thread] = sum;
+    }
 }
 
 #define FILTER_GRADIENT(name, PIXELS, T)                                                                               \
     extern "C" __global__ void __launch_bounds__(384) name(                                                            \
         const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N, int H, int W,     \
-        int C, int D, int images, int R, int Q, int tiles) {                                                           \
-        filter_gradient<PIXELS, T>(x, dy, parts, N, H, W, C, D, images, R, Q, tiles);                                  \
+        int C, int D, int images, int R, int Q, int tiles, int with_db) {                                              \
+        filter_gradient<PIXELS, T>(x, dy, parts, N, H, W, C, D, images, R, Q, tiles, with_db);                         \
     }
 FILTER_GRADIENT(bf16_gradient, 128, bf16)
 FILTER_GRADIENT(tf32_gradient, 64, u32)
