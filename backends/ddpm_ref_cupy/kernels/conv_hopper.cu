@@ -22,6 +22,8 @@ template <class T> struct alignas(2 * sizeof(T)) Two { T x, y; };
 template <class T> DEVICE void store2(T* p, const Two<T>& v) { *reinterpret_cast<Two<T>*>(p) = v; }
 DEVICE Two<float> load2(const float* p) { return *reinterpret_cast<const Two<float>*>(p); }
 
+DEVICE void add(Four<float>& a, const Four<float>& b) { a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w; }
+
 // Four channels.
 DEVICE void put(bf16* to, const Four<float>& v) {
     store2(reinterpret_cast<u32*>(to), Two<u32>{pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)});
@@ -215,7 +217,7 @@ KERNEL(tf32_128x64, 1, 64, u32)
 // A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of 256 pixels, in three
 // warpgroups, one for each row of taps. K are pixels, two rows of a patch at a time. While the products of a tile are made
 // in eight stages, the next tile is on its way to the other of two buffers, a seventh at a time: read at one stage, kept at
-// the next. Parts: [part][9][C][D], added up in order by conv_tensor's sum_parts.
+// the next. Parts: [part][9 C + 1][D], dW's and below it db's, added up in order by conv_tensor's sum_parts.
 
 DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
                             int H, int W, int C, int D, int images, int R, int Q, int tiles) {
@@ -250,6 +252,7 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             held[j] = pixel < 0 || at >= channels ? Four<float>{0, 0, 0, 0} : load4((of_x ? x : dy) + (i64)pixel * channels + at);
         }
     };
+    Four<float> column = {};  // what this thread keeps of dy, added up
     auto keep = [&](const Four<float> (&held)[HELD], int buffer, int piece) {
 #pragma unroll
         for (int j = 0; j < HELD; j++) {
@@ -257,10 +260,12 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             bool of_x = row < places;
             int place = quad / 2 * (of_x ? pitch : DY_PITCH) + (of_x ? row : 8 * pitch + row - places);
             if (row < rows) put(both + buffer * size + place * 8 + quad % 2 * 4, held[j]);
+            if (!of_x) add(column, held[j]);  // zeros behind the last row
         }
     };
 
     int part = blockIdx.z, count = gridDim.z;
+    float* mine = parts + (i64)part * (9 * C + 1) * D;
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
     find(begin, 0);
     __syncthreads();
@@ -310,9 +315,20 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             for (int l = 0; l < 8; l++) {
                 int d = d0 + 8 * l + 2 * (lane % 4);
                 Two<float> v = {sums[j][4 * l + 2 * half], sums[j][4 * l + 2 * half + 1]};
-                if (c < C && d < D) store2(parts + (((i64)part * 9 + 3 * up + j) * C + c) * D + d, v);
+                if (c < C && d < D) store2(mine + ((i64)(3 * up + j) * C + c) * D + d, v);
             }
         }
+    }
+
+    if (c0 > 0) return;
+    __syncthreads();  // nobody reads the tiles any more
+    Four<float>* columns = reinterpret_cast<Four<float>*>(memory);  // [threads / 16][16]
+    columns[thread] = column;
+    __syncthreads();
+    int d = d0 + 4 * thread;
+    if (thread < 16 && d < D) {
+        for (int i = 1; i < THREADS / 16; i++) add(column, columns[16 * i + thread]);
+        store4(mine + (i64)9 * C * D + d, column);
     }
 }
 
@@ -328,7 +344,8 @@ extern "C" __global__ void __launch_bounds__(384) bf16_gradient(
 
 // --- filters ---------------------------------------------------------------------------------------------------------
 // W (3, 3, C, D), or, turned, the adjoint's W_{2-i, 2-j}ᵀ of W (3, 3, D, C), as the convolution of C to D channels takes
-// them; zeros where C and D are filled up to whole chunks and columns of BN.
+// them; zeros where C and D are filled up to whole chunks and columns of BN. also: the same of the other convolution, unless
+// also_wide is 0.
 
 template <class T, class Round>
 DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int BN, int turned, Round round) {
@@ -347,10 +364,14 @@ struct ToBf16 { __device__ bf16 operator()(float v) const { return to_bf16(v); }
 struct ToTf32 { __device__ u32 operator()(float v) const { return to_tf32(v); } };
 
 extern "C" __global__ void __launch_bounds__(256) pack_bf16_filters(
-    const float* __restrict__ W, unsigned short* __restrict__ out, int C, int D, int wide, int turned) {
+    const float* __restrict__ W, unsigned short* __restrict__ out, unsigned short* __restrict__ also, int C, int D, int wide,
+    int turned, int also_wide) {
     pack(W, out, C, D, wide, turned, ToBf16());
+    if (also_wide) pack(W, also, D, C, also_wide, 1 - turned, ToBf16());
 }
 extern "C" __global__ void __launch_bounds__(256) pack_tf32_filters(
-    const float* __restrict__ W, unsigned* __restrict__ out, int C, int D, int wide, int turned) {
+    const float* __restrict__ W, unsigned* __restrict__ out, unsigned* __restrict__ also, int C, int D, int wide, int turned,
+    int also_wide) {
     pack(W, out, C, D, wide, turned, ToTf32());
+    if (also_wide) pack(W, also, D, C, also_wide, 1 - turned, ToTf32());
 }
