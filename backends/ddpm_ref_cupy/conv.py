@@ -1,7 +1,5 @@
 """`Backend.conv3x3`: on tensor cores where `hopper` or `tiles` say so, else matrix products over gathered windows."""
 
-from typing import Any
-
 import numpy as np
 
 from ddpm_ref.checks import Array
@@ -12,78 +10,83 @@ from ddpm_ref_cupy.device import Device, Launch
 
 COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
+BOTH = 1 << 16
+"""Filters of no more numbers are packed for both directions at once: a launch costs more than that."""
 
 
 def conv3x3(run: Device, x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
     """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
     x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
-    n, h, w = x.shape[:3]
     if stride == 1 and run.precision != "fp32" and x.dtype == np.float32:
-        wide = (tiles.padded(k, run.precision) for k in W.shape[2:])
-        of = (n, h, w, *wide, run.precision, run.processors)
-        if tiles.blocks(*of) and tiles.gradient_blocks(*of):
-            return _on_tensor_cores(run, x, W, b)
+        forward, adjoint = _blocks(run, x.shape, W.shape[3]), _blocks(run, (*x.shape[:3], W.shape[3]), W.shape[2])
+        gradient = _gradient_blocks(run, x.shape, W.shape[3])
+        if forward and adjoint and gradient:
+            return _on_tensor_cores(run, x, W, b, forward, adjoint, gradient)
     return _over_windows(run, x, W, b, stride)
 
 
 # --- tensor cores ----------------------------------------------------------------------------------------------------
 
 
-def _on_tensor_cores(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+def _blocks(run: Device, shape: tuple[int, ...], d: int) -> tiles.Blocks | None:
+    """How a convolution of x of this shape to d channels is cut for tensor cores."""
+    of = *shape, d, run.precision, run.processors
+    return (hopper.blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.blocks(*of)
+
+
+def _gradient_blocks(run: Device, shape: tuple[int, ...], d: int) -> tiles.GradientBlocks | None:
+    """How its filters' gradient is."""
+    of = *shape, d, run.precision, run.processors
+    return (hopper.gradient_blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.gradient_blocks(*of)
+
+
+def _on_tensor_cores(
+    run: Device,
+    x: Array,
+    W: Array,
+    b: Array,
+    forward: tiles.Blocks,
+    adjoint: tiles.Blocks,
+    gradient: tiles.GradientBlocks,
+) -> tuple[Array, Backward]:
     """Stride 1, float32, operands rounded to the device's precision."""
-    c, d = W.shape[2:]
-    wide_c, wide_d = tiles.padded(c, run.precision), tiles.padded(d, run.precision)
-    given, x, W = W, _padded(run, x, wide_c), _padded(run, W, wide_c, wide_d)
-    y = _convolve_tiles(run, x, W, _padded(run, b, wide_d), keep=W is given)
+    both = W.size <= BOTH and forward.pack == adjoint.pack
+    key = run.address(W), forward.pack, forward.wide
+    if run.kept is not None and key in run.kept:
+        filters, kept = run.kept[key], None
+    else:
+        filters, kept = _packed(run, W, forward, False, adjoint if both else None)
+        if run.kept is not None:
+            run.kept[key] = filters
+    y = _convolve_tiles(run, x, filters, b, W.shape[3], forward)
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dy = run.contiguous(dy)
-        wide = _padded(run, dy, wide_d)
-        dx = _convolve_tiles(run, wide, W, None, turned=True)
-        dW, db = _gradient_of_tiles(run, x, wide, with_db=b.ndim == 1)
-        db = part_sums(run, dy, len(dy)) if db is None else db[:d]
-        return _cut(run, dx, c), _cut(run, dW[:, :, :c], d), db
+        turned = _packed(run, W, adjoint, True)[0] if kept is None else kept
+        dx = _convolve_tiles(run, dy, turned, None, W.shape[2], adjoint)
+        dW, db = _gradient_of_tiles(run, x, dy, gradient)
+        return dx, dW, db if b.ndim == 1 else part_sums(run, dy, len(dy))
 
-    return _cut(run, y, d), backward
-
-
-def _padded(run: Device, a: Array, *sizes: int) -> Array:
-    """a, its last axes filled up with zeros to these sizes."""
-    shape = a.shape[: a.ndim - len(sizes)] + sizes
-    if shape == a.shape:
-        return a
-    wide = run.zeros(shape, a.dtype)
-    wide[tuple(map(slice, a.shape))] = a
-    return wide
+    return y, backward
 
 
-def _cut(run: Device, a: Array, size: int) -> Array:
-    """The first `size` of the last axis, contiguous."""
-    return run.contiguous(a[..., :size])
+def _packed(
+    run: Device, W: Array, cut: tiles.Blocks, turned: bool, also: tiles.Blocks | None = None
+) -> tuple[Array, Array | None]:
+    """W as the cut's kernel takes it, turned: for the adjoint; and, by the same launch, for the other direction."""
+    kind = np.uint16 if run.precision == "bf16" else np.uint32
+    first = run.empty((cut.filters,), kind)
+    second = run.empty((also.filters,), kind) if also else None
+    c, d = W.shape[:1:-1] if turned else W.shape[2:]
+    sizes = (c, d, cut.wide, turned, also.wide if also else 0)
+    launch = spread(cut.pack, max(cut.filters, also.filters if also else 0))
+    run.launch(launch, W, first, first if second is None else second, *map(np.int32, sizes))
+    return first, second
 
 
-def _packed(run: Device, W: Array, cut: Any, sizes: tuple[int, ...], *, keep: bool) -> Array:
-    """The filters as the kernel of this cut takes them; keep: they are parameters, and `Device.kept` may hold them."""
-    key = run.address(W), cut.pack, *sizes
-    if keep and run.kept is not None and key in run.kept:
-        return run.kept[key]
-    filters = run.empty((cut.filters,), np.uint16 if run.precision == "bf16" else np.uint32)
-    run.launch(spread(cut.pack, cut.filters), W, filters, *map(np.int32, sizes))
-    if keep and run.kept is not None:
-        run.kept[key] = filters
-    return filters
-
-
-def _convolve_tiles(
-    run: Device, x: Array, W: Array, b: Array | None, *, turned: bool = False, keep: bool = False
-) -> Array:
-    """y = conv(x), + b; turned: with the filters of the adjoint, from W's D channels to its C."""
+def _convolve_tiles(run: Device, x: Array, filters: Array, b: Array | None, d: int, cut: tiles.Blocks) -> Array:
+    """y = conv(x), + b, to d channels."""
     n, h, w, c = x.shape
-    d = W.shape[2 if turned else 3]
-    of = n, h, w, c, d, run.precision, run.processors
-    cut = (hopper.blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.blocks(*of)
-    assert cut is not None
-    filters = _packed(run, W, cut, (c, d, cut.wide, turned), keep=keep)
     y = run.empty((n, h, w, d), np.float32)
     t = cut.tiling
     step = -1 if b is None else 0 if b.ndim == 1 else d
@@ -93,25 +96,22 @@ def _convolve_tiles(
     return y
 
 
-def _gradient_of_tiles(run: Device, x: Array, dy: Array, *, with_db: bool) -> tuple[Array, Array | None]:
-    """dW of padded x and dy, and the sums of dy, which the kernel has at hand."""
+def _gradient_of_tiles(run: Device, x: Array, dy: Array, cut: tiles.GradientBlocks) -> tuple[Array, Array]:
+    """dW and db = Σ dy, parts of one array."""
     n, h, w, c = x.shape
-    d = dy.shape[3]
-    of = n, h, w, c, d, run.precision, run.processors
-    cut = (hopper.gradient_blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.gradient_blocks(*of)
-    assert cut is not None
-    count, size = cut.grid[2], 9 * c * d
-    parts = run.empty((count, size + with_db * d), np.float32)
-    t = cut.tiling
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, with_db)
+    d, count, t = dy.shape[3], cut.grid[2], cut.tiling
+    parts = run.empty((count, 9 * c + 1, d), np.float32)
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count)
     launch = Launch(cut.kernel, cut.grid, (tiles.GRADIENT_THREADS,), cut.shared)
     run.launch(launch, x, dy, parts, *map(np.int32, sizes))
     sums = parts[0]
     if count > 1:
-        sums, quads = run.empty(parts.shape[1:], np.float32), parts.shape[1] // 4
-        add = Launch("conv_tensor.sum_parts", (-(-quads // 32),), (256,))
-        run.launch(add, parts, sums, np.int32(count), np.int32(quads))
-    return sums[:size].reshape(3, 3, c, d), sums[size:] if with_db else None
+        sums = run.empty((9 * c + 1, d), np.float32)
+        blocks = -(-sums.size // (32 if sums.size % 4 else 128))
+        run.launch(
+            Launch("conv_tensor.sum_parts", (blocks,), (256,)), parts, sums, np.int32(count), np.int32(sums.size)
+        )
+    return sums[:-1].reshape(3, 3, c, d), sums[-1]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------

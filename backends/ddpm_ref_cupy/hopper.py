@@ -4,11 +4,9 @@ The rule: float32 arrays at precision tf32 or bf16, stride 1, a card of compute 
 of 2, 32 or more of each, and patches of 8 x 8 pixels that are at least half full.
 """
 
-from ddpm_ref_cupy.tiles import Blocks, GradientBlocks, Tiling
+from ddpm_ref_cupy.tiles import EACH, Blocks, GradientBlocks, Tiling
 
 CAPABILITY = (9, 0)
-EACH = {"bf16": 8, "tf32": 4}
-"""Numbers in 16 bytes."""
 EFFICIENCY = {(256, 128): 1.0, (128, 128): 0.8, (256, 64): 0.75, (128, 64): 0.55}
 """(Pixels, channels) of a block, and the share of the best rate it reaches."""
 THREADS = 256

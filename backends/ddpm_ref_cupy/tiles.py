@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 CHUNK = {"bf16": 32, "tf32": 16}
 """Channels of x at a time: 64 bytes of operands."""
+EACH = {"bf16": 8, "tf32": 4}
+"""Numbers in 16 bytes."""
 EFFICIENCY = {(256, 128): 1.0, (128, 128): 1.0, (128, 64): 0.8, (64, 64): 0.65, (64, 32): 0.45}
 """(Pixels, channels) of a block, and the share of the best rate it reaches where all processors have enough of them."""
 GRADIENT_PIXELS = {"bf16": 128, "tf32": 64}
@@ -86,7 +88,8 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             ring = 4 * CHUNK[precision] * (wide + 8) * size
             shared = 2 * cut.places * 80 + ring + 4 * cut.places
             names = (f"conv_tensor.{name}" for name in (f"{precision}_{pixels}x{wide}", f"pack_{precision}_filters"))
-            found = Blocks(next(names), grid, threads, shared, cut, wide, next(names), 9 * c * d)
+            filters = 9 * padded(c, precision) * -(-d // EACH[precision]) * EACH[precision]
+            found = Blocks(next(names), grid, threads, shared, cut, wide, next(names), filters)
             least = cost
     return found
 

@@ -22,6 +22,8 @@ template <class T> struct alignas(2 * sizeof(T)) Two { T x, y; };
 template <class T> DEVICE void store2(T* p, const Two<T>& v) { *reinterpret_cast<Two<T>*>(p) = v; }
 DEVICE Two<float> load2(const float* p) { return *reinterpret_cast<const Two<float>*>(p); }
 
+DEVICE void add(Four<float>& a, const Four<float>& b) { a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w; }
+
 // Four channels.
 DEVICE void put(bf16* to, const Four<float>& v) {
     store2(reinterpret_cast<u32*>(to), Two<u32>{pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)});
@@ -215,14 +217,10 @@ KERNEL(tf32_128x64, 1, 64, u32)
 // A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of 256 pixels, in three
 // warpgroups, one for each row of taps. K are pixels, two rows of a patch at a time. While the products of a tile are made
 // in eight stages, the next tile is on its way to the other of two buffers, a seventh at a time: read at one stage, kept at
-// the next. Parts: as of conv_tensor's filter_gradient, and added up by its sum_parts.
-
-DEVICE void accumulate(Four<float>& sum, const Four<float>& v) {
-    sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-}
+// the next. Parts: [part][9 C + 1][D], dW's and below it db's, added up in order by conv_tensor's sum_parts.
 
 DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
-                            int H, int W, int C, int D, int images, int R, int Q, int tiles, int with_db) {
+                            int H, int W, int C, int D, int images, int R, int Q, int tiles) {
     constexpr int THREADS = 384, PIXELS = 256, DY_PITCH = PIXELS + 1, STEP = THREADS / 16, HELD = 4, PIECES = 7;
     extern __shared__ __align__(128) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, up = warp / 4, c0 = blockIdx.x * 64, d0 = blockIdx.y * 64;
@@ -246,7 +244,6 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
         }
     };
     int quad = thread % 16, first = thread / 16;
-    Four<float> db = {0, 0, 0, 0};
     auto read = [&](Four<float> (&held)[HELD], int buffer, int piece) {
 #pragma unroll
         for (int j = 0; j < HELD; j++) {
@@ -254,9 +251,9 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             bool of_x = row < places;
             int channels = of_x ? C : D, at = (of_x ? c0 : d0) + 4 * quad;
             held[j] = pixel < 0 || at >= channels ? Four<float>{0, 0, 0, 0} : load4((of_x ? x : dy) + (i64)pixel * channels + at);
-            if (!of_x) accumulate(db, held[j]);
         }
     };
+    Four<float> column = {};  // what this thread keeps of dy, added up
     auto keep = [&](const Four<float> (&held)[HELD], int buffer, int piece) {
 #pragma unroll
         for (int j = 0; j < HELD; j++) {
@@ -264,11 +261,12 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             bool of_x = row < places;
             int place = quad / 2 * (of_x ? pitch : DY_PITCH) + (of_x ? row : 8 * pitch + row - places);
             if (row < rows) put(both + buffer * size + place * 8 + quad % 2 * 4, held[j]);
+            if (!of_x) add(column, held[j]);  // zeros behind the last row
         }
     };
 
     int part = blockIdx.z, count = gridDim.z;
-    i64 stride = (i64)9 * C * D + (with_db ? D : 0);
+    float* mine = parts + (i64)part * (9 * C + 1) * D;
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
     find(begin, 0);
     __syncthreads();
@@ -318,27 +316,28 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             for (int l = 0; l < 8; l++) {
                 int d = d0 + 8 * l + 2 * (lane % 4);
                 Two<float> v = {sums[j][4 * l + 2 * half], sums[j][4 * l + 2 * half + 1]};
-                if (c < C && d < D) store2(parts + part * stride + ((i64)(3 * up + j) * C + c) * D + d, v);
+                if (c < C && d < D) store2(mine + ((i64)(3 * up + j) * C + c) * D + d, v);
             }
         }
     }
-    if (!with_db || blockIdx.x) return;
-    __syncthreads();  // nobody's products read operands any more
-    float* each = reinterpret_cast<float*>(memory);  // [THREADS][4]: a thread's channels are those of its quad
-    store4(each + thread * 4, db);
+
+    if (c0 > 0) return;
+    __syncthreads();  // nobody reads the tiles any more
+    Four<float>* columns = reinterpret_cast<Four<float>*>(memory);  // [threads / 16][16]
+    columns[thread] = column;
     __syncthreads();
-    if (thread < 64 && d0 + thread < D) {
-        float sum = 0;
-        for (int k = thread / 4; k < THREADS; k += 16) sum += each[k * 4 + thread % 4];
-        parts[part * stride + (i64)9 * C * D + d0 + thread] = sum;
+    int d = d0 + 4 * thread;
+    if (thread < 16 && d < D) {
+        for (int i = 1; i < THREADS / 16; i++) add(column, columns[16 * i + thread]);
+        store4(mine + (i64)9 * C * D + d, column);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(384) bf16_gradient(
     const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N, int H, int W, int C, int D,
-    int images, int R, int Q, int tiles, int with_db) {
+    int images, int R, int Q, int tiles) {
 #if WHOLE_TILES
-    filter_gradient(x, dy, parts, N, H, W, C, D, images, R, Q, tiles, with_db);
+    filter_gradient(x, dy, parts, N, H, W, C, D, images, R, Q, tiles);
 #else
     __trap();
 #endif
@@ -346,7 +345,8 @@ extern "C" __global__ void __launch_bounds__(384) bf16_gradient(
 
 // --- filters ---------------------------------------------------------------------------------------------------------
 // W (3, 3, C, D), or, turned, the adjoint's W_{2-i, 2-j}ᵀ of W (3, 3, D, C), as the convolution of C to D channels takes
-// them; zeros where C and D are filled up to whole chunks and columns of BN.
+// them; zeros where C and D are filled up to whole chunks and columns of BN. also: the same of the other convolution, unless
+// also_wide is 0.
 
 template <class T, class Round>
 DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int BN, int turned, Round round) {
@@ -365,10 +365,14 @@ struct ToBf16 { __device__ bf16 operator()(float v) const { return to_bf16(v); }
 struct ToTf32 { __device__ u32 operator()(float v) const { return to_tf32(v); } };
 
 extern "C" __global__ void __launch_bounds__(256) pack_bf16_filters(
-    const float* __restrict__ W, unsigned short* __restrict__ out, int C, int D, int wide, int turned) {
+    const float* __restrict__ W, unsigned short* __restrict__ out, unsigned short* __restrict__ also, int C, int D, int wide,
+    int turned, int also_wide) {
     pack(W, out, C, D, wide, turned, ToBf16());
+    if (also_wide) pack(W, also, D, C, also_wide, 1 - turned, ToBf16());
 }
 extern "C" __global__ void __launch_bounds__(256) pack_tf32_filters(
-    const float* __restrict__ W, unsigned* __restrict__ out, int C, int D, int wide, int turned) {
+    const float* __restrict__ W, unsigned* __restrict__ out, unsigned* __restrict__ also, int C, int D, int wide, int turned,
+    int also_wide) {
     pack(W, out, C, D, wide, turned, ToTf32());
+    if (also_wide) pack(W, also, D, C, also_wide, 1 - turned, ToTf32());
 }

@@ -51,8 +51,22 @@ struct Geometry {
     }
 };
 
+DEVICE void add(Four<float>& a, const Four<float>& b) { a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w; }
+
 template <class T> struct alignas(2 * sizeof(T)) Two { T x, y; };
 template <class T> DEVICE void store2(T* p, const Two<T>& v) { *reinterpret_cast<Two<T>*>(p) = v; }
+
+// Four channels from p, of which `left` are there, zeros behind them; fours: whether p is aligned to 16 bytes.
+DEVICE Four<float> some(const float* p, int left, bool fours) {
+    if (fours && left >= 4) return load4(p);
+    return Four<float>{left > 0 ? p[0] : 0, left > 1 ? p[1] : 0, left > 2 ? p[2] : 0, left > 3 ? p[3] : 0};
+}
+// Two numbers to p, of which `left` have a place; twos: whether p is aligned to 8 bytes.
+DEVICE void store_some(float* p, float a, float b, int left, bool twos) {
+    if (twos && left >= 2) return store2(p, Two<float>{a, b});
+    if (left > 0) p[0] = a;
+    if (left > 1) p[1] = b;
+}
 
 DEVICE void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bf16) { mma_bf16(d, a, b); }
 DEVICE void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], u32) { mma_tf32(d, a, b); }
@@ -73,10 +87,6 @@ template <int NJ> DEVICE void load_columns(u32 (&b)[NJ][2], const u32* from, int
     for (int j = 0; j < NJ; j++) b[j][0] = mine[8 * j], b[j][1] = mine[4 * row + 8 * j];
 }
 
-DEVICE void accumulate(Four<float>& sum, const Four<float>& v) {
-    sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-}
-
 // Fragments a of 16 columns of an array [k][m], that is of its transpose. mine: where the lane's rows begin (`rows_of`).
 DEVICE void rows_of(int (&mine)[2], const int* place, int k, int lane, bf16) {
     mine[0] = place[k + lane / 16 * 8 + lane % 8] + lane / 8 % 2 * 8;
@@ -92,7 +102,8 @@ DEVICE void load_transposed(u32 (&a)[4], const u32* from, const int (&mine)[2], 
 // --- y = conv(x) + bias ----------------------------------------------------------------------------------------------
 // A block makes BM pixels of BN channels in warps of (BM / WM) x (BN / WN). Channels of x come in chunks of 64 bytes:
 // while the nine taps of a chunk are multiplied, a ninth at a time of the next chunk is on its way to the other of two
-// tiles, through registers. Filters (9, C, D), already rounded, come a tap at a time, three taps ahead.
+// tiles, through registers. Filters, already rounded and filled up with zeros to whole chunks and 16 bytes, (9, C, D), come
+// a tap at a time, three taps ahead.
 // bias_step: 0, D for one bias an image, or -1 for none.
 
 template <int BM, int BN, int WM, int WN, class T>
@@ -115,15 +126,17 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
     for (int i = 0; i < MI; i++) first[i] = tile.place(m0 + 16 * i + lane % 16) * PITCH;
     float sums[MI][NJ][4] = {};
 
-    int chunks = C / CHUNK, stages = 9 * chunks, items = places * 4;
+    int chunks = (C + CHUNK - 1) / CHUNK, stages = 9 * chunks, items = places * 4;
+    int wide_c = chunks * CHUNK, wide_d = (D + EACH - 1) / EACH * EACH;
+    bool fours = C % 4 == 0, twos = D % 2 == 0;
     auto fetch_filters = [&](int stage) {
         if (stage < stages) {
-            const T* from = filters + ((i64)(stage % 9) * C + stage / 9 * CHUNK) * D + d0;
+            const T* from = filters + ((i64)(stage % 9) * wide_c + stage / 9 * CHUNK) * wide_d + d0;
             T* to = ring + stage % (AHEAD + 1) * CHUNK * ROW;
             constexpr int ACROSS = BN / EACH;
             for (int i = thread; i < CHUNK * ACROSS; i += THREADS) {
                 int k = i / ACROSS, d = i % ACROSS * EACH;
-                async_copy16(to + k * ROW + d, from + (i64)k * D + d, d0 + d < D);
+                async_copy16(to + k * ROW + d, from + (i64)k * wide_d + d, d0 + d < D);
             }
         }
         async_commit();
@@ -134,9 +147,10 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
         int item = ninth * THREADS + thread, pixel = item < items ? source[item / 4] : -1;
         held[0] = held[1] = Four<float>{0, 0, 0, 0};
         if (pixel >= 0) {
-            const float* from = x + (i64)pixel * C + chunk * CHUNK + item % 4 * EACH;
-            held[0] = load4(from);
-            if (EACH == 8) held[1] = load4(from + 4);
+            int c = chunk * CHUNK + item % 4 * EACH;
+            const float* from = x + (i64)pixel * C + c;
+            held[0] = some(from, C - c, fours);
+            if (EACH == 8) held[1] = some(from + 4, C - c - 4, fours);
         }
     };
     auto keep_ninth = [&](int chunk, int ninth) {
@@ -186,9 +200,9 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
             for (int j = 0; j < NJ; j++) {
                 int d = d0 + n0 + 8 * j + 2 * (lane % 4);
                 if (d < D) {
-                    Two<float> v = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
-                    if (bias_step >= 0) v.x += shift[d], v.y += shift[d + 1];
-                    store2(y + (i64)pixel * D + d, v);
+                    float left = sums[i][j][2 * half], right = sums[i][j][2 * half + 1];
+                    if (bias_step >= 0) left += shift[d], right += shift[min(d + 1, D - 1)];
+                    store_some(y + (i64)pixel * D + d, left, right, D - d, twos);
                 }
             }
         }
@@ -214,12 +228,11 @@ CONVOLVE(tf32_64x32, 64, 32, 2, 2, u32)
 // --- dW[tap] = Σ_p x[p + tap]ᵀ dy[p] ---------------------------------------------------------------------------------
 // A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of PIXELS pixels, in twelve
 // warps: three rows of taps x (2 x 2) quarters. While a tile is multiplied, the next is on its way, a piece at each step.
-// Parts: [part][9][C][D], added up in order by `sum_parts`; with_db: behind each the sums of dy over its pixels, [D], which
-// the blocks of the first channels of x add up as they read dy.
+// Parts: [part][9 C + 1][D], dW's and below it db's, added up in order by `sum_parts`.
 
 template <int PIXELS, class T>
 DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
-                            int H, int W, int C, int D, int images, int R, int Q, int tiles, int with_db) {
+                            int H, int W, int C, int D, int images, int R, int Q, int tiles) {
     constexpr int THREADS = 384, EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH, STEPS = PIXELS / DEPTH, WIDE = 64;
     constexpr int ROW = WIDE + Operand<T>::LONGER, ITEMS = WIDE / EACH, PIECES = 2;
     extern __shared__ __align__(16) unsigned char memory[];
@@ -236,7 +249,8 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
         for (int row = thread; row < rows; row += THREADS)
             source[buffer * rows + row] = row < places ? tile.at_place(row) : tile.at_pixel(row - places);
     };
-    Four<float> held[PIECES][2], db[2] = {};
+    bool fours = C % 4 == 0 && D % 4 == 0;
+    Four<float> held[PIECES][2], column[2] = {};  // column: what this thread keeps of dy, added up
     auto read = [&](int buffer, int piece, Four<float> (&into)[2]) {
         int item = piece * THREADS + thread, row = item / ITEMS, at = item % ITEMS * EACH;
         into[0] = into[1] = Four<float>{0, 0, 0, 0};
@@ -244,18 +258,19 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
         bool of_x = row < places;
         if (pixel >= 0 && at < (of_x ? C - c0 : D - d0)) {
             const float* from = of_x ? x + (i64)pixel * C + c0 + at : dy + (i64)pixel * D + d0 + at;
-            into[0] = load4(from);
-            if (EACH == 8) into[1] = load4(from + 4);
+            int left = of_x ? C - c0 - at : D - d0 - at;
+            into[0] = some(from, left, fours);
+            if (EACH == 8) into[1] = some(from + 4, left - 4, fours);
         }
-        if (!of_x) accumulate(db[0], into[0]), accumulate(db[1], into[1]);
     };
     auto keep = [&](int buffer, int piece, const Four<float> (&from)[2]) {
         int item = piece * THREADS + thread, row = item / ITEMS;
         if (row < rows) put(both + (buffer * rows + row) * ROW + item % ITEMS * EACH, from[0], from[1]);
+        if (row >= places) add(column[0], from[0]), add(column[1], from[1]);  // zeros behind the last row
     };
 
     int part = blockIdx.z, count = gridDim.z;
-    i64 stride = (i64)9 * C * D + (with_db ? D : 0);
+    float* mine = parts + (i64)part * (9 * C + 1) * D;
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
     int pieces = (rows * ITEMS + THREADS - 1) / THREADS;
     float sums[3][2][4][4] = {};
@@ -308,78 +323,85 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
 #pragma unroll
                 for (int l = 0; l < 4; l++) {
                     int d = d0 + d1 + 8 * l + 2 * (lane % 4);
-                    if (c < C && d < D) {
-                        Two<float> v = {sums[j][i][l][2 * half], sums[j][i][l][2 * half + 1]};
-                        store2(parts + part * stride + ((i64)(3 * up + j) * C + c) * D + d, v);
-                    }
+                    float* to = mine + ((i64)(3 * up + j) * C + c) * D + d;
+                    if (c < C && d < D) store_some(to, sums[j][i][l][2 * half], sums[j][i][l][2 * half + 1], D - d, D % 2 == 0);
                 }
             }
-    if (!with_db || blockIdx.x) return;
-    __syncthreads();  // nobody reads operands any more
-    float* each = reinterpret_cast<float*>(memory);  // [THREADS][EACH]: a thread's channels are those of thread % ITEMS
-    store4(each + thread * EACH, db[0]);
-    if (EACH == 8) store4(each + thread * EACH + 4, db[1]);
+
+    if (c0 > 0) return;
+    __syncthreads();  // nobody reads the tiles any more
+    Four<float>* columns = reinterpret_cast<Four<float>*>(memory);  // [threads / ITEMS][WIDE / 4]
+    for (int i = 0; i < EACH / 4; i++) columns[thread * (EACH / 4) + i] = column[i];
     __syncthreads();
-    if (thread < WIDE && d0 + thread < D) {
-        float sum = 0;
-        for (int k = thread / EACH; k < THREADS; k += ITEMS) sum += each[k * EACH + thread % EACH];
-        parts[part * stride + (i64)9 * C * D + d0 + thread] = sum;
+    if (thread < WIDE / 4) {
+        Four<float> sum = columns[thread];
+        for (int i = 1; i < THREADS / ITEMS; i++) add(sum, columns[i * (WIDE / 4) + thread]);
+        int left = D - d0 - 4 * thread;
+        float* to = mine + (i64)9 * C * D + d0 + 4 * thread;
+        store_some(to, sum.x, sum.y, left, D % 2 == 0);
+        store_some(to + 2, sum.z, sum.w, left - 2, D % 2 == 0);
     }
 }
 
 #define FILTER_GRADIENT(name, PIXELS, T)                                                                               \
     extern "C" __global__ void __launch_bounds__(384) name(                                                            \
         const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N, int H, int W,     \
-        int C, int D, int images, int R, int Q, int tiles, int with_db) {                                              \
-        filter_gradient<PIXELS, T>(x, dy, parts, N, H, W, C, D, images, R, Q, tiles, with_db);                         \
+        int C, int D, int images, int R, int Q, int tiles) {                                                           \
+        filter_gradient<PIXELS, T>(x, dy, parts, N, H, W, C, D, images, R, Q, tiles);                                  \
     }
 FILTER_GRADIENT(bf16_gradient, 128, bf16)
 FILTER_GRADIENT(tf32_gradient, 64, u32)
 
-// sums[i] = Σ parts[part][i], in an order that count alone decides: every eighth part by a warp, then the eight sums.
-// size counts groups of four. A block of 32 of them.
+// sums[i] = Σ parts[part][i] of `size` numbers, four at a time where that is even: every eighth part by a warp, then the
+// eight sums in order. A block makes 32 (or 32 times four) of them.
 extern "C" __global__ void __launch_bounds__(256) sum_parts(
     const float* __restrict__ parts, float* __restrict__ sums, int count, int size) {
     __shared__ Four<float> eighths[8][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    i64 o = (i64)blockIdx.x * 32 + lane;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wide = size % 4 ? 1 : 4;
+    i64 o = ((i64)blockIdx.x * 32 + lane) * wide;
     Four<float> sum = {0, 0, 0, 0};
     if (o < size)
         for (int part = warp; part < count; part += 8) {
-            Four<float> v = load4(parts + 4 * ((i64)part * size + o));
-            sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+            const float* from = parts + (i64)part * size + o;
+            if (wide == 4) add(sum, load4(from));
+            else sum.x += *from;
         }
     eighths[warp][lane] = sum;
     __syncthreads();
-    if (warp == 0 && o < size) {
-        for (int w = 1; w < 8; w++) {
-            Four<float> v = eighths[w][lane];
-            sum = Four<float>{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
-        }
-        store4(sums + 4 * o, sum);
-    }
+    if (warp || o >= size) return;
+    for (int w = 1; w < 8; w++) add(sum, eighths[w][lane]);
+    if (wide == 4) store4(sums + o, sum);
+    else sums[o] = sum.x;
 }
 
 // --- filters ---------------------------------------------------------------------------------------------------------
-// Filters of a convolution of C to D channels as operands, (9, C, D): W (3, 3, C, D), or, turned, the adjoint's
-// W_{2-i, 2-j}ᵀ of W (3, 3, D, C). wide: no matter here.
+// Filters of a convolution of C to D channels as operands, (9, C, D) with C filled up to whole chunks and D to 16 bytes: W
+// (3, 3, C, D), or, turned, the adjoint's W_{2-i, 2-j}ᵀ of W (3, 3, D, C). also: the same of the other convolution, unless
+// also_wide is 0. wide: no matter here.
 
 template <class T, class Round>
 DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int turned, Round round) {
-    i64 total = (i64)9 * C * D;
+    constexpr int CHUNK = 64 / sizeof(T), EACH = Operand<T>::EACH;
+    int wide_c = (C + CHUNK - 1) / CHUNK * CHUNK, wide_d = (D + EACH - 1) / EACH * EACH;
+    i64 total = (i64)9 * wide_c * wide_d;
     for (i64 o = first_index(); o < total; o += index_step()) {
-        int c = (int)(o / D % C), d = (int)(o % D), tap = (int)(o / ((i64)C * D));
-        out[o] = round(W[turned ? ((i64)(8 - tap) * D + d) * C + c : o]);
+        int c = (int)(o / wide_d % wide_c), d = (int)(o % wide_d), tap = (int)(o / ((i64)wide_c * wide_d));
+        i64 at = turned ? ((i64)(8 - tap) * D + d) * C + c : ((i64)tap * C + c) * D + d;
+        out[o] = c < C && d < D ? round(W[at]) : T(0);
     }
 }
 struct ToBf16 { __device__ bf16 operator()(float v) const { return to_bf16(v); } };
 struct ToTf32 { __device__ u32 operator()(float v) const { return to_tf32(v); } };
 
 extern "C" __global__ void __launch_bounds__(256) pack_bf16_filters(
-    const float* __restrict__ W, unsigned short* __restrict__ out, int C, int D, int wide, int turned) {
+    const float* __restrict__ W, unsigned short* __restrict__ out, unsigned short* __restrict__ also, int C, int D, int wide,
+    int turned, int also_wide) {
     pack(W, out, C, D, turned, ToBf16());
+    if (also_wide) pack(W, also, D, C, 1 - turned, ToBf16());
 }
 extern "C" __global__ void __launch_bounds__(256) pack_tf32_filters(
-    const float* __restrict__ W, unsigned* __restrict__ out, int C, int D, int wide, int turned) {
+    const float* __restrict__ W, unsigned* __restrict__ out, unsigned* __restrict__ also, int C, int D, int wide, int turned,
+    int also_wide) {
     pack(W, out, C, D, turned, ToTf32());
+    if (also_wide) pack(W, also, D, C, 1 - turned, ToTf32());
 }
