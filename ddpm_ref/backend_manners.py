@@ -51,9 +51,7 @@ def apart(
     _, backward_of_others = case.call(backend, *others[:-1])
     assert _same(backend, [y], found[:1]), f"{label}: y was changed by the operation's next call"
     gradients = _several(backward(args[-1]))
-    assert _same(backend, gradients, found[1:]), (
-        f"{label}: other gradients after the operation's next call"
-    )
+    assert _same(backend, gradients, found[1:]), f"{label}: other gradients after the operation's next call"
     backward_of_others(others[-1])
     assert _same(backend, gradients, found[1:]), f"{label}: the gradients were changed by the next adjoint"
     again = _several(backward(args[-1]))
