@@ -52,8 +52,10 @@ class Backend:
 
     A subclass gives a name, a version, perhaps a note for the listing, and the operations it has a faster way for. It
     keeps to this: inputs are read-only, results are new arrays of the inputs' dtype (what the adjoints of `concat` and
-    `add` return may be dy or views of it) and the same bits for the same call with the same number of threads.
-    `ddpm_ref.check_backend` holds it to that.
+    `add` return may be dy or views of it) and the same bits for the same call with the same number of threads. An
+    adjoint may be called any number of times, whatever was called in between, as long as the forward's inputs are what
+    they were. A NaN in an image shows in the results of that image, in all that depends on it, and in no other
+    image's. `ddpm_ref.check_backend` holds it to that.
     """
 
     name = "numpy"

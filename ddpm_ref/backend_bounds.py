@@ -7,7 +7,8 @@ are a few roundings in each term, and those of a long sum cancel), or 1e-12 time
 Convolution may also run as Winograd's F(4x4, 3x3), which mixes the pixels of a 6x6 tile with factors up to 8, forwards
 and backwards: its error is relative to the largest output in the neighbourhood and not to each. In float32 it may be
 1e-4 of the largest root-sum-square of terms (the typical size of an output): ten times what F(4x4, 3x3) needs with up
-to 512 channels, and far below any mistake's size.
+to 512 channels, and far below any mistake's size. dW sums over P tiles, one after the other perhaps, whose rounding
+alone grows with √P against the root-sum-square: from P = 128 on it may be √(P/128) times more.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,8 +51,10 @@ def of_convolution(call: Call, args: Sequence[Array], dy: Array, dtype: Any) -> 
     if np.dtype(dtype) != np.float32:
         return sums
     squares = outcome(call, Backend(), [np.square(a) for a in args], np.square(dy))
-    unit = WINOGRAD / tolerance(dtype)
-    return [np.full_like(s, np.sqrt(q.max()) * unit) for s, q in zip(sums[:3], squares, strict=False)] + sums[3:]
+    n, h, w, _ = args[0].shape
+    tiles = n * -(-h // 4) * -(-w // 4)
+    units = WINOGRAD / tolerance(dtype) * np.sqrt([1, 1, max(1, tiles / 128)])
+    return [np.full_like(s, np.sqrt(q.max()) * u) for s, q, u in zip(sums, squares, units, strict=False)] + sums[3:]
 
 
 def of_group_norm(args: Sequence[Array], dy: Array, groups: int, silu: bool) -> list[Array]:

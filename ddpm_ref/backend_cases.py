@@ -6,12 +6,12 @@ one dtype and one memory layout. `ddpm_ref.check_backend` runs a fixed list of c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddpm_ref import backend_bounds as bounds
+from ddpm_ref import backend_manners as manners
 from ddpm_ref.backend import Backend
 from ddpm_ref.backend_bounds import Call, Magnitudes, outcome, tolerance
 from ddpm_ref.checks import Array
@@ -79,16 +79,19 @@ def group_norm(n: int, h: int, w: int, c: int, groups: int, *, silu: bool, mean:
     )
 
 
-def attention(n: int, s: int, c: int, *, seed: int = 0) -> Case:
-    """Attention over s positions; linear in v."""
+def attention(n: int, s: int, c: int, *, logit: float = 0.0, size: float = 1.0, seed: int = 0) -> Case:
+    """Attention over s positions; linear in v. Logits: around `logit`, `size` times those of normal q and k."""
+    q, k, v = normals(seed, *[(n, s, c)] * 3)
+    q, k = q * size**0.5, k * size**0.5
+    root = (abs(logit) / c**0.5) ** 0.5
     return Case(
         "attention",
-        "",
+        f"logits around {logit:g}" * bool(logit) + f"logits times {size:g}" * (size != 1),
         lambda on, *a: on.attention(*a),
-        normals(seed, *[(n, s, c)] * 3),
+        (q + root, k + (root if logit > 0 else -root), v),
         lambda _, args, dy, dtype: bounds.of_attention(args, dy),
         linear=((2, ()),),
-        smooth=True,
+        smooth=not logit and size == 1,
     )
 
 
@@ -127,12 +130,46 @@ def dropout(shape: tuple[int, ...], rate: float, *, seed: int = 0) -> Case:
 # --- one case on one backend -----------------------------------------------------------------------------------------
 
 
+class _Tried(NamedTuple):
+    """One case as it was run on a backend. The last of values and args is dy."""
+
+    label: str
+    values: list[Array]
+    args: list[Array]
+    found: list[Array]
+    allowed: list[Array]
+    worst: float
+
+
 def check_case(backend: Backend, case: Case, dtype: Any = np.float32, layout: str = "contiguous") -> float:
     """Hold one case to the contract; returns the largest error as a share of what is allowed.
 
     Values and gradients, their dtype and shape; the adjoint identity on the backend itself; inputs as they were;
-    results that are the caller's to write into; the same bits again. Raises AssertionError.
+    results that are the caller's to write into and that no other call changes; the same bits again. Raises
+    AssertionError.
     """
+    label, values, args, found, allowed, worst = _tried(backend, case, dtype, layout)
+    manners.unchanged(label, backend, args, values)
+    manners.repeats(label, backend, case, args, found)
+    manners.owned(label, backend, case, args, values, found)
+    others = [placed(backend, (-0.5 * a).astype(dtype), layout) for a in values]
+    manners.apart(label, backend, case, args, others, found)
+    *args, d = args
+    for k, zeros in case.linear:
+        what = f"{label}: argument {k + 1}"
+        worst = max(worst, _adjoint(what, backend, case, k, zeros, args, d, found, allowed, dtype))
+    if case.smooth:
+        _differences(label, backend, case, args, d, found, dtype)
+    return worst
+
+
+def check_values(backend: Backend, case: Case, dtype: Any = np.float32, layout: str = "contiguous") -> float:
+    """Values and gradients of one case alone, their dtype and shape. Raises AssertionError."""
+    return _tried(backend, case, dtype, layout).worst
+
+
+def _tried(backend: Backend, case: Case, dtype: Any, layout: str) -> _Tried:
+    """Run one case, compared with NumPy's float64."""
     label = case.label(dtype, "" if layout == "contiguous" else layout)
     values = [a.astype(dtype) for a in case.args]
     exact_args = [a.astype(np.float64) for a in values]
@@ -141,24 +178,14 @@ def check_case(backend: Backend, case: Case, dtype: Any = np.float32, layout: st
     exact_dy = dy.astype(np.float64)
     exact = outcome(case.call, Backend(), exact_args, exact_dy)
     allowed = [tolerance(dtype) * m for m in case.magnitudes(case.call, exact_args, exact_dy, dtype)]
-
-    place = partial(placed, backend, layout=layout)
-    args, d = [place(a) for a in values], place(dy)
+    *args, d = (placed(backend, a, layout) for a in (*values, dy))
     found = [backend.to_host(a).copy() for a in outcome(case.call, backend, args, d)]
     names = ["y", *(f"gradient {i} of {len(values)}" for i in range(1, len(found)))]
     assert len(found) == len(exact), f"{label}: wanted {len(exact) - 1} gradients, got {len(found) - 1}"
     worst = 0.0
     for name, got, wanted, bound in zip(names, found, exact, allowed, strict=True):
         worst = max(worst, compared(f"{label}: {name}", got, wanted, bound, dtype))
-    _unchanged(label, backend, [*args, d], [*values, dy])
-    _repeats(label, backend, case, [*args, d], found)
-    _owned(label, backend, case, [*args, d], [*values, dy], found)
-    for k, zeros in case.linear:
-        what = f"{label}: argument {k + 1}"
-        worst = max(worst, _adjoint(what, backend, case, k, zeros, args, d, found, allowed, dtype))
-    if case.smooth:
-        _differences(label, backend, case, args, d, found, dtype)
-    return worst
+    return _Tried(label, [*values, dy], [*args, d], found, allowed, worst)
 
 
 def placed(backend: Backend, x: Array, layout: str = "contiguous") -> Array:
@@ -186,36 +213,6 @@ def compared(what: str, got: Array, wanted: Array, allowed: Array, dtype: Any) -
         f"got {got[at]:.8g}, wanted {wanted[at]:.8g} ({(share > 1).mean():.0%} of the values are off)"
     )
     return float(share[at])
-
-
-def _unchanged(label: str, backend: Backend, args: Sequence[Array], values: Sequence[Array]) -> None:
-    """Inputs are read-only to an operation, in its forward and in its adjoint."""
-    for i, (a, value) in enumerate(zip(args, values, strict=True), 1):
-        what = f"argument {i}" if i < len(args) else "dy"
-        assert np.array_equal(backend.to_host(a), value), f"{label}: {what} was changed by the operation"
-
-
-def _repeats(label: str, backend: Backend, case: Case, args: Sequence[Array], found: Sequence[Array]) -> None:
-    """The same call gives the same bits."""
-    again = outcome(case.call, backend, args[:-1], args[-1])
-    same = all(backend.to_host(a).tobytes() == b.tobytes() for a, b in zip(again, found, strict=True))
-    assert same, f"{label}: the same call gave other bits"
-
-
-def _owned(
-    label: str, backend: Backend, case: Case, args: Sequence[Array], values: Sequence[Array], found: Sequence[Array]
-) -> None:
-    """A result is the caller's to write into: neither an input, nor what the adjoint needs, is that memory."""
-    y, backward = case.call(backend, *args[:-1])
-    y[...] = 17
-    gradients = backward(args[-1])
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    same = all(backend.to_host(a).tobytes() == b.tobytes() for a, b in zip(gradients, found[1:], strict=True))
-    assert same, f"{label}: the gradients change with what a caller writes into y"
-    if case.name not in ("concat", "add"):  # whose adjoints may return dy or views of it
-        for gradient in gradients:
-            gradient[...] = 17
-    _unchanged(f"{label}: after writing into the results", backend, args, values)
 
 
 def _adjoint(

@@ -26,20 +26,23 @@ def check_random(
     shape: tuple[int, ...],
     *,
     seed: int = 2**63 + 5,
+    purpose: Purpose = Purpose.EPS,
     step: int = 3,
     layer: int = 0,
 ) -> float:
     """`normal` or `uniform` gives the bits of ddpm_ref.random, for all images at once and for any of them alone."""
     label = f"{name} of {len(samples)} images of shape {shape}, layer {layer}"
+    if (seed, purpose, step) != (2**63 + 5, Purpose.EPS, 3):
+        label += f", seed {seed}, {purpose.name}, step {step}"
     draw, ids = getattr(backend, name), np.asarray(samples)
-    wanted = getattr(random, name)(seed, Purpose.EPS, step, ids, shape, layer=layer)
-    whole = backend.to_host(draw(seed, Purpose.EPS, step, ids, shape, layer=layer))
+    wanted = getattr(random, name)(seed, purpose, step, ids, shape, layer=layer)
+    whole = backend.to_host(draw(seed, purpose, step, ids, shape, layer=layer))
     compared(label, whole, wanted, np.full(wanted.shape, np.inf), np.float32)
     bits = (whole.view(np.uint32) != wanted.view(np.uint32)).mean() if wanted.size else 0.0
     assert not bits, f"{label}: {bits:.2%} of the numbers differ from ddpm_ref.random.{name} in some bit"
     for cut in range(1, len(samples)):
         parts = [
-            backend.to_host(draw(seed, Purpose.EPS, step, part, shape, layer=layer)) for part in (ids[:cut], ids[cut:])
+            backend.to_host(draw(seed, purpose, step, part, shape, layer=layer)) for part in (ids[:cut], ids[cut:])
         ]
         split = np.concatenate(parts)
         assert split.tobytes() == whole.tobytes(), f"{label}: other bits when drawn as {cut} and the rest"
@@ -49,6 +52,10 @@ def check_random(
 def _places(n: int) -> Array:
     """So many different places of images."""
     return np.array([SAMPLES[i] if i < len(SAMPLES) else 100 + i for i in range(n)])
+
+
+def _named(schedule: Schedule | None) -> str:
+    return f", {schedule.name} schedule of {schedule.T} steps" if schedule else ""
 
 
 def _five(vectors: Iterable[Array]) -> tuple[Array, Array, Array, Array, Array]:
@@ -104,13 +111,20 @@ def check_update_refuses(backend: Backend, bad: float, dtype: Any = np.float32) 
 
 
 def check_q_sample(
-    backend: Backend, shape: tuple[int, ...], dtype: Any = np.float32, *, one_t: bool = False, seed: int = 0
+    backend: Backend,
+    shape: tuple[int, ...],
+    dtype: Any = np.float32,
+    *,
+    one_t: bool = False,
+    schedule: Schedule | None = None,
+    seed: int = 0,
 ) -> float:
-    """`q_sample` gives ε of the stream and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε."""
-    label = f"q_sample of {shape} {np.dtype(dtype).name}" + ", one t" * one_t
-    schedule, n = Schedule.linear(), shape[0]
+    """`q_sample` gives ε of the stream and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε, by the paper's schedule unless given."""
+    label = f"q_sample of {shape} {np.dtype(dtype).name}" + ", one t" * one_t + _named(schedule)
+    schedule, n = schedule or Schedule.linear(), shape[0]
     x_0 = normals(seed, shape)[0].astype(dtype)
-    t: Any = 700 if one_t else np.array([1, 1000, 37, 500, 2])[np.arange(n) % 5]
+    T = schedule.T
+    t: Any = 7 * T // 10 if one_t else np.array([1, T, 37, T // 2, 2])[np.arange(n) % 5]
     samples = _places(n)
     given = backend.to_device(x_0.copy())
     x_t, eps = (backend.to_host(a) for a in backend.q_sample(schedule, given, t, seed, 9, samples))
@@ -133,15 +147,18 @@ def check_p_sample(
     var: str | Table = "beta",
     clip: bool = False,
     temperature: float = 1.0,
+    schedule: Schedule | None = None,
     seed: int = 0,
 ) -> float:
     """`p_sample` gives x_{t-1} and x̂_0 of `reverse.p_sample` with z of the stream, none at t = 1.
 
+    schedule: the paper's unless given.
     Allowed: `tolerance` times the magnitudes of x̂_0's terms, of the mean's with this x̂_0, and of σ_t z.
     """
-    schedule, learned = Schedule.linear(), isinstance(var, str) and var == "learned"
+    learned = isinstance(var, str) and var == "learned"
     kind = "a table" if not isinstance(var, str) else var
     label = f"p_sample of {shape} {np.dtype(dtype).name}, t = {t}, predicts {predicts}, var {kind}, clip {clip}"
+    label, schedule = label + _named(schedule), schedule or Schedule.linear()
     x_t, output, log_var = (a.astype(dtype) for a in normals(seed, *[shape] * 3))
     samples = _places(shape[0])
     output = np.concatenate([output, -np.abs(log_var)], axis=-1) if learned else output

@@ -24,8 +24,8 @@ STANDARD = {
     "opcode", "reprlib", "token", "tokenize",
 }  # fmt: skip
 # Of the package itself, what only some commands need.
-LATER = {"backend_bounds", "backend_cases", "backend_check", "backend_command", "backend_steps", "cli", "commands",
-         "experiments", "gallery", "gaussian_oracle", "oracles", "pictures"}  # fmt: skip
+LATER = {"backend_bounds", "backend_cases", "backend_check", "backend_command", "backend_manners", "backend_steps",
+         "cli", "commands", "experiments", "gallery", "gaussian_oracle", "oracles", "pictures"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
