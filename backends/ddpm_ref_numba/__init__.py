@@ -87,9 +87,10 @@ class NumbaBackend(Backend):
 
     def zeros(self, size: int) -> Array:
         """Zeros that nobody writes."""
-        if size > len(self._zeros):
-            self._zeros = np.zeros(size, np.float32)
-        return self._zeros
+        zeros = self._zeros  # looked up once: another thread may put a shorter one in its place
+        if size > len(zeros):
+            zeros = self._zeros = np.zeros(size, np.float32)
+        return zeros
 
     def scratch(self, name: str, size: int) -> Array:
         """Memory for one operation, as the call before left it."""

@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,14 +106,16 @@ def _spread_source(address, threads, args):
 
 
 _spread: Any = None
+_turn = threading.RLock()  # held while a kernel is spread or compiled; a signal's handler may come in between
 
 
-def _spread_compiled() -> Any:
-    """The one parallel loop, compiled or loaded at its first use."""
+def _spread_over(address: int, threads: int, args: int) -> None:
+    """Run a kernel on so many threads by the one parallel loop, which is compiled or loaded at its first use."""
     global _spread
-    if _spread is None:
-        _spread = _cached(njit(parallel=True)(_spread_source), _spread_source)
-    return _spread
+    with _turn:
+        if _spread is None:
+            _spread = _cached(njit(parallel=True)(_spread_source), _spread_source)
+        _spread(address, threads, args)
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -168,8 +171,10 @@ class Kernel:
 
     def __call__(self, threads: int, *args: Any) -> None:
         if self._direct is None:
-            self.compile()
-        if _guard:
+            with _turn:
+                if self._direct is None:
+                    self.compile()
+        if _guard.on:
             with _guarded(args) as args:
                 return self._run(threads, args)
         return self._run(threads, args)
@@ -182,7 +187,7 @@ class Kernel:
         if threads == 1:
             self._direct(0, 1, words)
         else:
-            _spread_compiled()(self._address, threads, id(words) + _BYTES)
+            _spread_over(self._address, threads, id(words) + _BYTES)
 
 
 _announced = False
@@ -203,20 +208,24 @@ def kernel(function: Any) -> Kernel:
 
 # --- overruns ---------------------------------------------------------------------------------------------------------
 
-_guard = os.environ.get("DDPM_REF_GUARD", "") not in ("", "0")
+
+class _Guard(threading.local):
+    on = os.environ.get("DDPM_REF_GUARD", "") not in ("", "0")
+
+
+_guard = _Guard()
 _ZONE = 4096  # numbers before and after each array
 _MARK = 0x7149F2CA  # as a float32 1e30, so that what is read there shows in the result
 
 
 @contextmanager
 def guard(on: bool = True) -> Iterator[None]:
-    """Run every kernel within on copies of its arrays between guard zones: slow, and finds what runs over an end."""
-    global _guard
-    before, _guard = _guard, on
+    """Run this thread's kernels on copies of their arrays between guard zones: slow, and finds what runs over an end."""
+    before, _guard.on = _guard.on, on
     try:
         yield
     finally:
-        _guard = before
+        _guard.on = before
 
 
 @contextmanager
@@ -247,5 +256,5 @@ def _guarded(args: tuple[Any, ...]) -> Iterator[list[Any]]:
 
 def layer() -> str:
     """Numba's threading layer here: "omp" is fast, "workqueue" costs 50 times more a launch."""
-    _spread_compiled()(*(0, 0, 0))
+    _spread_over(0, 0, 0)
     return numba.threading_layer()
