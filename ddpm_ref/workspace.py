@@ -22,7 +22,8 @@ class Workspace:
 
     For scratch inside one operation, never for a result: the next call with the same name writes over it. Results are
     ordinary new arrays, and cheap ones, since `memory.keep_freed_memory` has malloc keep what was freed.
-    Threads share no buffer, so one workspace serves all of them; `empty` makes a buffer (a device backend passes its own).
+    Threads share no buffer, so that one workspace serves them all; `empty` makes a buffer (a device backend passes its
+    own).
     """
 
     def __init__(self, empty: Any = np.empty) -> None:

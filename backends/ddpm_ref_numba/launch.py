@@ -147,6 +147,13 @@ def _address_there(a: np.ndarray) -> int:
 address_of = _address_there if _OFFSET is not None else lambda a: a.ctypes.data
 
 
+def gradient(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """dy as kernels read it: contiguous float32. Raises ValueError if its shape is not that of the output."""
+    if dy.shape != shape:
+        raise ValueError(f"dy: wanted the output's shape, {shape}, got {dy.shape}")
+    return np.ascontiguousarray(dy, np.float32)
+
+
 class Kernel:
     """A kernel, compiled at its first call: `kernel(threads, *args)`; args are arrays, ints and floats."""
 
@@ -220,7 +227,7 @@ _MARK = 0x7149F2CA  # as a float32 1e30, so that what is read there shows in the
 
 @contextmanager
 def guard(on: bool = True) -> Iterator[None]:
-    """Run this thread's kernels on copies of their arrays between guard zones: slow, and finds what runs over an end."""
+    """Run this thread's kernels on copies of their arrays between guard zones: slow, finds what runs over an end."""
     before, _guard.on = _guard.on, on
     try:
         yield
