@@ -30,6 +30,7 @@ from numba.core.caching import (
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from ddpm_ref import random
 from ddpm_ref_numba.simd import WIDTH, i64_p
 
 SIGNATURE = types.void(types.intp, types.intp, i64_p)
@@ -37,15 +38,17 @@ SIGNATURE = types.void(types.intp, types.intp, i64_p)
 
 # --- the cache on disk ------------------------------------------------------------------------------------------------
 
+FROZEN = (random,)  # modules of the core whose constants kernels compute with
+
 
 def _stamp() -> str:
-    """A hash of all that a compiled kernel has frozen in: this package's files, and the vectors' width.
+    """A hash of all that a compiled kernel has frozen in: this package's files, those in `FROZEN`, the vectors' width.
 
     Numba's own stamp is of the file that holds the function, so that a constant or an inlined function changed in
     another file would leave stale code; Numba's version and the processor are part of its key already.
     """
     digest = hashlib.sha256(f"width {WIDTH}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in FROZEN)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -64,17 +67,20 @@ class _Storage(CompileResultCacheImpl):
 
 
 class _Cache(FunctionCache):
-    """On disk, where that works: a full or vanished folder costs the compiling, not the run."""
+    """On disk, where that works: a full or vanished folder, or a damaged file, costs the compiling, not the run."""
 
     _impl_class = _Storage
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with suppress(OSError):
+        try:
             return super().load_overload(sig, target_context)
-        return None
+        except Exception:  # unpickling what is not what was written raises anything
+            with suppress(OSError):
+                Path(self._cache_file._index_path).unlink()  # what it leads to is written anew
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(OSError):
+        with suppress(Exception):
             super().save_overload(sig, data)
 
 
