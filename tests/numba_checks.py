@@ -52,7 +52,7 @@ def check_manners(call: Call, run: NumbaBackend, arrays: list[Array]) -> None:
     first = results(call, run, arrays)
     assert same_bits(arrays, before)
     assert not any(np.shares_memory(a, b) for a in first for b in arrays)
-    for (name, _), buffer in run.workspace._buffers.items():
+    for (name, _), buffer in run.workspace._buffers.held.items():
         if name != "zeros":
             buffer.view(np.float32).fill(np.nan)
     assert same_bits(first, results(call, run, arrays))

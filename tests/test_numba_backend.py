@@ -178,20 +178,6 @@ def test_the_guard_finds_a_kernel_that_runs_over_the_end() -> None:
         filter_gradient(1, dU, dW, 16, 16)
 
 
-def test_the_stamp_of_the_cache_covers_every_file_of_the_package(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "launch.py").write_text("a = 1")
-    (tmp_path / "constants.py").write_text("WIDTH = 8")
-    monkeypatch.setattr(launch, "__file__", str(tmp_path / "launch.py"))
-    before = launch._stamp()
-    assert launch._stamp() == before
-    (tmp_path / "constants.py").write_text("WIDTH = 16")
-    changed = launch._stamp()
-    monkeypatch.setattr(launch, "WIDTH", 4)
-    assert len({before, changed, launch._stamp()}) == 3
-
-
 def test_a_cache_folder_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch._Storage, "_locator_classes", ())
     kernel = launch.Kernel(launch_probe)

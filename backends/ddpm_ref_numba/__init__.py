@@ -5,9 +5,9 @@
     transforms, winograd, conv      3x3 convolution        dense, attention, norm, pointwise       the other operations
     noise, update       the counted random numbers, bit for bit; clipping, Adam and EMA in one pass
 
-One rule for all operations: float32 arrays run the kernels, any other dtype NumPy's body. Shapes that a kernel does not
-take (GroupNorm and upsampling: channels that do not fill vectors) go to NumPy's body too; the rule stands with each
-operation.
+One rule for all operations: arrays that are all float32, not empty and of shapes that fit together run the kernels,
+anything else NumPy's body, which computes it or says what is wrong. Shapes that a kernel does not take (GroupNorm and
+upsampling: channels that do not fill vectors) go to NumPy's body too; the rule stands with each operation.
 """
 
 import os
@@ -28,6 +28,7 @@ from ddpm_ref.nn.ops import Backward
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
+from ddpm_ref.workspace import FLOAT32
 from ddpm_ref_numba import attention, conv, dense, noise, norm, pointwise, update
 from ddpm_ref_numba.simd import WIDTH
 
@@ -61,13 +62,13 @@ class NumbaBackend(Backend):
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
         """`ops.conv3x3`: Winograd F(4x4, 3x3)."""
-        if x.dtype != np.float32:
+        if not conv.takes(x, W, b, stride):
             return super().conv3x3(x, W, b, stride=stride)
         return conv.conv3x3(self, x, W, b, stride)
 
     def dense(self, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
         """`ops.dense`."""
-        if x.dtype != np.float32 or not x.size:
+        if not dense.takes(x, W, b):
             return super().dense(x, W, b)
         return dense.dense(self, x, W, b)
 
@@ -75,21 +76,22 @@ class NumbaBackend(Backend):
         self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
     ) -> tuple[Array, Backward]:
         """`ops.group_norm`; channels that do not fill vectors: NumPy's body."""
-        if x.dtype != np.float32 or not norm.takes(x):
+        if not norm.takes(x, gamma, beta, groups):
             return super().group_norm(x, gamma, beta, groups, silu=silu)
         return norm.group_norm(self, x, gamma, beta, groups, silu)
 
     def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
         """`ops.attention`."""
-        if q.dtype != np.float32 or not q.size:
+        if not attention.takes(q, k, v):
             return super().attention(q, k, v)
         return attention.attention(self, q, k, v)
 
     def zeros(self, size: int) -> Array:
         """Zeros that nobody writes."""
-        if size > len(self._zeros):
-            self._zeros = np.zeros(size, np.float32)
-        return self._zeros
+        zeros = self._zeros  # looked up once: another thread may put a shorter one in its place
+        if size > len(zeros):
+            zeros = self._zeros = np.zeros(size, np.float32)
+        return zeros
 
     def scratch(self, name: str, size: int) -> Array:
         """Memory for one operation, as the call before left it."""
@@ -97,25 +99,25 @@ class NumbaBackend(Backend):
 
     def upsample(self, x: Array) -> tuple[Array, Backward]:
         """`ops.upsample`; channels that do not fill vectors: NumPy's body."""
-        if x.dtype != np.float32 or x.shape[-1] % WIDTH:
+        if x.dtype != FLOAT32 or x.ndim != 4 or x.shape[3] % WIDTH or not x.size:
             return super().upsample(x)
         return pointwise.upsample(self, x)
 
     def dropout(self, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
         """`ops.dropout`, the same bits."""
-        if x.dtype != np.float32 or uniform.dtype != np.float32 or x.shape != uniform.shape:
+        if not (x.dtype == uniform.dtype == FLOAT32 and x.shape == uniform.shape != () and x.size and rate < 1):
             return super().dropout(x, uniform, rate)
         return pointwise.dropout(self, x, uniform, rate)
 
     def concat(self, a: Array, b: Array) -> tuple[Array, Backward]:
         """`ops.concat`; the adjoint's parts are contiguous."""
-        if a.dtype != np.float32 or b.dtype != np.float32 or a.shape[:-1] != b.shape[:-1]:
+        if not (a.dtype == b.dtype == FLOAT32 and a.ndim == b.ndim == 4 and a.shape[:3] == b.shape[:3] and a.size):
             return super().concat(a, b)
         return pointwise.concat(self, a, b)
 
     def add(self, a: Array, b: Array) -> tuple[Array, Backward]:
         """`ops.add`; a few numbers: NumPy's body, which has them added before a kernel has begun."""
-        if a.size < pointwise.SMALL or a.dtype != np.float32 or b.dtype != np.float32 or a.shape != b.shape:
+        if not (a.size >= pointwise.SMALL and a.dtype == b.dtype == FLOAT32 and a.shape == b.shape):
             return super().add(a, b)
         return pointwise.add(self, a, b)
 
@@ -135,7 +137,7 @@ class NumbaBackend(Backend):
         self, schedule: Schedule, x_0: Array, t: Steps, seed: int, step: int, samples: Array
     ) -> tuple[Array, Array]:
         """Eq. 4 with its noise, the same bits."""
-        if x_0.dtype != np.float32 or not x_0.ndim:
+        if x_0.dtype != FLOAT32 or not x_0.ndim:
             return super().q_sample(schedule, x_0, t, seed, step, samples)
         return noise.q_sample(self, schedule, x_0, t, seed, step, samples)
 
@@ -162,8 +164,7 @@ class NumbaBackend(Backend):
     def update(
         self, params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: AdamSettings
     ) -> float:
-        """`optim.update` in one pass."""
-        vectors = params, grads, m, v, ema
-        if not all(a.dtype == np.float32 and a.flags.c_contiguous and a.shape == (params.size,) for a in vectors):
+        """`optim.update` in one pass; vectors that are not plain memory (mapped files, say): NumPy's body."""
+        if not update.takes(params, grads, m, v, ema):
             return super().update(params, grads, m, v, ema, step, settings)
-        return update.update(self, *vectors, step, settings)
+        return update.update(self, params, grads, m, v, ema, step, settings)

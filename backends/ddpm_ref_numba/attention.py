@@ -11,7 +11,8 @@ from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_numba.launch import kernel
+from ddpm_ref.workspace import FLOAT32
+from ddpm_ref_numba.launch import gradient, kernel
 from ddpm_ref_numba.matmul import PANEL, ROWS, product
 from ddpm_ref_numba.simd import (
     WIDTH,
@@ -143,12 +144,17 @@ def attend_back(thread, threads, args):
             product(at(p, first), 1, Z, at(dy, o), C, at(dv, i), C, rows, C, S, 0, copy)
 
 
+def takes(q: Array, k: Array, v: Array) -> bool:
+    """The kernels' rule: float32, (N, S, C) each, not empty."""
+    return q.dtype == k.dtype == v.dtype == FLOAT32 and q.ndim == 3 and q.shape == k.shape == v.shape and q.size > 0
+
+
 def attention(run: "NumbaBackend", q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
-    """`ops.attention` for float32 and at least one position."""
-    c = q.shape[2]
+    """`ops.attention` for what `takes` allows."""
+    shape, c = q.shape, q.shape[2]
     if c % WIDTH:
         y, back = _attention(run, *(_wider(a) for a in (q, k, v)), c)
-        return y[..., :c].copy(), lambda dy: tuple(d[..., :c].copy() for d in back(_wider(dy)))
+        return y[..., :c].copy(), lambda dy: tuple(d[..., :c].copy() for d in back(_wider(gradient(dy, shape))))
     return _attention(run, q, k, v, c)
 
 
@@ -163,7 +169,7 @@ def _attention(run: "NumbaBackend", q: Array, k: Array, v: Array, channels: int)
     attend(threads, q, k, v, P, y, n, s, c, z, scale, _rows(n, s, threads), run.scratch("attention", size))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dy = np.ascontiguousarray(dy)
+        dy = gradient(dy, (n, s, c))
         dq, dk, dv = np.empty((n, s, c), np.float32), np.empty((n, s, c), np.float32), np.empty((n, s, c), np.float32)
         scratch = run.scratch("attention", size)
         whole = n % threads == 0 or n >= 4 * threads

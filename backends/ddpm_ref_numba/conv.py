@@ -3,6 +3,9 @@
 Winograd for every shape, by a rule of padding: channels are padded with zeros to whole vectors, and a convolution of
 stride 2 is that of stride 1 with every second output kept, which costs what a direct one would. A direct kernel would
 gain at 4x4 images and small batches alone, where both are bound by reading the filters.
+
+What a transform costs: it adds numbers of a 6x6 patch before it multiplies, so that an infinity or NaN in x becomes NaN
+in all outputs of the tiles it touches, not in 3x3 of them, and x near 1e36 overflows where a direct sum would not.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +14,9 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
+from ddpm_ref.workspace import FLOAT32
 from ddpm_ref_numba import winograd
+from ddpm_ref_numba.launch import gradient
 from ddpm_ref_numba.simd import WIDTH
 
 if TYPE_CHECKING:
@@ -22,8 +27,22 @@ _SMALL = 1 << 15  # tiles times C times D that one thread does before another ha
 _GRADIENT_BYTES = 6 << 20  # V and dM of a part of the batch: they stay in the third-level cache between two kernels
 
 
+def takes(x: Array, W: Array, b: Array, stride: int) -> bool:
+    """The kernels' rule: float32, W (3, 3, C, D), b (D,) or (N, D), stride 1 or 2, nothing empty."""
+    image, taps, bias = x.shape, W.shape, b.shape
+    return (
+        x.dtype == W.dtype == b.dtype == FLOAT32
+        and len(image) == len(taps) == 4
+        and taps[:3] == (3, 3, image[3])
+        and (bias == taps[3:] or bias == (image[0], taps[3]))
+        and (stride == 1 or stride == 2)
+        and 0 not in image
+        and taps[3] > 0
+    )
+
+
 def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
-    """`ops.conv3x3` for float32."""
+    """`ops.conv3x3` for what `takes` allows."""
     c, d = W.shape[2:]
     if c % WIDTH or d % WIDTH:
         x, W, b = _padded(x, (3, c)), _padded(W, (2, c), (3, d)), _padded(b, (b.ndim - 1, d))
@@ -32,11 +51,10 @@ def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) 
     keep = (slice(None), *_kept(x.shape, stride), slice(d)) if stride == 2 or y.shape[3] != d else None
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
+        z = gradient(dy, shape)
         if keep:
             z = np.zeros(y_shape, np.float32)
             z[keep] = dy
-        else:
-            z = np.ascontiguousarray(dy)
         dx = _convolve(run, z, W, run.zeros(x.shape[3]), turned=True)
         dW, db = _filter_gradient(run, x, z)
         db = db.sum(axis=0) if b.ndim == 1 else db
@@ -45,7 +63,9 @@ def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) 
         return dx, dW, db
 
     y_shape = y.shape
-    return np.ascontiguousarray(y[keep]) if keep else y, backward
+    y = np.ascontiguousarray(y[keep]) if keep else y
+    shape = y.shape  # not y, which would then live as long as the adjoint
+    return y, backward
 
 
 def _padded(a: Array, *axes: tuple[int, int]) -> Array:

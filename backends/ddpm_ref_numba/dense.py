@@ -10,7 +10,8 @@ from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_numba.launch import kernel
+from ddpm_ref.workspace import FLOAT32
+from ddpm_ref_numba.launch import gradient, kernel
 from ddpm_ref_numba.matmul import PANEL, ROWS, TALL, copy_panel, panel, tall
 from ddpm_ref_numba.simd import WIDTH, at, f32, i64, load, store, transpose, zero
 
@@ -104,19 +105,33 @@ def gradients(thread, threads, args):
     _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, place)
 
 
+def takes(x: Array, W: Array, b: Array) -> bool:
+    """The kernels' rule: float32, x (..., C), W (C, D), b (D,), nothing empty."""
+    rows, matrix = x.shape, W.shape
+    return (
+        x.dtype == W.dtype == b.dtype == FLOAT32
+        and len(matrix) == 2
+        and matrix[:1] == rows[-1:]
+        and matrix[1:] == b.shape
+        and 0 not in rows
+        and matrix[1] > 0
+    )
+
+
 def dense(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
-    """`ops.dense` for float32 and at least one row."""
+    """`ops.dense` for what `takes` allows."""
     c, d = W.shape
     if c % WIDTH or d % WIDTH:
         return _padded(run, x, W, b)
     x, W, b = np.ascontiguousarray(x), np.ascontiguousarray(W), np.ascontiguousarray(b)
     m = x.size // c
-    y = np.empty((*x.shape[:-1], d), np.float32)
+    shape = (*x.shape[:-1], d)
+    y = np.empty(shape, np.float32)
     threads = 1 if m * c * d < _SMALL and c * d <= _SMALL_W else run.threads
     rows_times(threads, x, W, b, y, m, c, d, _rows(m, c, d, threads), run.scratch("dense", threads * PANEL * c))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dy = np.ascontiguousarray(dy)
+        dy = gradient(dy, shape)
         dx, dW, db = np.empty(x.shape, np.float32), np.empty((c, d), np.float32), np.empty(d, np.float32)
         scratch = run.scratch("dense", threads * PANEL * max(d, DEEP))
         gradients(threads, x, W, dy, dx, dW, db, m, c, d, _rows(m, d, c, threads), scratch)
@@ -136,10 +151,11 @@ def _rows(m: int, c: int, d: int, threads: int) -> int:
 def _padded(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
     """`dense` for channels that do not fill vectors."""
     c, d = W.shape
+    shape = (*x.shape[:-1], d)
     y, back = dense(run, _wider(x), _wider(_wider(W).T).T, _wider(b))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dx, dW, db = back(_wider(dy))
+        dx, dW, db = back(_wider(gradient(dy, shape)))
         return np.ascontiguousarray(dx[..., :c]), np.ascontiguousarray(dW[:c, :d]), db[:d].copy()
 
     return np.ascontiguousarray(y[..., :d]), backward

@@ -10,6 +10,7 @@ import hashlib
 import os
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from numba.core.caching import (
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from ddpm_ref import random
 from ddpm_ref_numba.simd import WIDTH, i64_p
 
 SIGNATURE = types.void(types.intp, types.intp, i64_p)
@@ -36,15 +38,17 @@ SIGNATURE = types.void(types.intp, types.intp, i64_p)
 
 # --- the cache on disk ------------------------------------------------------------------------------------------------
 
+FROZEN = (random,)  # modules of the core whose constants kernels compute with
+
 
 def _stamp() -> str:
-    """A hash of all that a compiled kernel has frozen in: this package's files, and the vectors' width.
+    """A hash of all that a compiled kernel has frozen in: this package's files, those in `FROZEN`, the vectors' width.
 
     Numba's own stamp is of the file that holds the function, so that a constant or an inlined function changed in
     another file would leave stale code; Numba's version and the processor are part of its key already.
     """
     digest = hashlib.sha256(f"width {WIDTH}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), *(Path(str(module.__file__)) for module in FROZEN)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -63,17 +67,20 @@ class _Storage(CompileResultCacheImpl):
 
 
 class _Cache(FunctionCache):
-    """On disk, where that works: a full or vanished folder costs the compiling, not the run."""
+    """On disk, where that works: a full or vanished folder, or a damaged file, costs the compiling, not the run."""
 
     _impl_class = _Storage
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        with suppress(OSError):
+        try:
             return super().load_overload(sig, target_context)
-        return None
+        except Exception:  # unpickling what is not what was written raises anything
+            with suppress(OSError):
+                Path(self._cache_file._index_path).unlink()  # what it leads to is written anew
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        with suppress(OSError):
+        with suppress(Exception):
             super().save_overload(sig, data)
 
 
@@ -105,14 +112,16 @@ def _spread_source(address, threads, args):
 
 
 _spread: Any = None
+_turn = threading.RLock()  # held while a kernel is spread or compiled; a signal's handler may come in between
 
 
-def _spread_compiled() -> Any:
-    """The one parallel loop, compiled or loaded at its first use."""
+def _spread_over(address: int, threads: int, args: int) -> None:
+    """Run a kernel on so many threads by the one parallel loop, which is compiled or loaded at its first use."""
     global _spread
-    if _spread is None:
-        _spread = _cached(njit(parallel=True)(_spread_source), _spread_source)
-    return _spread
+    with _turn:
+        if _spread is None:
+            _spread = _cached(njit(parallel=True)(_spread_source), _spread_source)
+        _spread(address, threads, args)
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -144,6 +153,13 @@ def _address_there(a: np.ndarray) -> int:
 address_of = _address_there if _OFFSET is not None else lambda a: a.ctypes.data
 
 
+def gradient(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """dy as kernels read it: contiguous float32. Raises ValueError if its shape is not that of the output."""
+    if dy.shape != shape:
+        raise ValueError(f"dy: wanted the output's shape, {shape}, got {dy.shape}")
+    return np.ascontiguousarray(dy, np.float32)
+
+
 class Kernel:
     """A kernel, compiled at its first call: `kernel(threads, *args)`; args are arrays, ints and floats."""
 
@@ -168,8 +184,10 @@ class Kernel:
 
     def __call__(self, threads: int, *args: Any) -> None:
         if self._direct is None:
-            self.compile()
-        if _guard:
+            with _turn:
+                if self._direct is None:
+                    self.compile()
+        if _guard.on:
             with _guarded(args) as args:
                 return self._run(threads, args)
         return self._run(threads, args)
@@ -182,7 +200,7 @@ class Kernel:
         if threads == 1:
             self._direct(0, 1, words)
         else:
-            _spread_compiled()(self._address, threads, id(words) + _BYTES)
+            _spread_over(self._address, threads, id(words) + _BYTES)
 
 
 _announced = False
@@ -203,20 +221,24 @@ def kernel(function: Any) -> Kernel:
 
 # --- overruns ---------------------------------------------------------------------------------------------------------
 
-_guard = os.environ.get("DDPM_REF_GUARD", "") not in ("", "0")
+
+class _Guard(threading.local):
+    on = os.environ.get("DDPM_REF_GUARD", "") not in ("", "0")
+
+
+_guard = _Guard()
 _ZONE = 4096  # numbers before and after each array
 _MARK = 0x7149F2CA  # as a float32 1e30, so that what is read there shows in the result
 
 
 @contextmanager
 def guard(on: bool = True) -> Iterator[None]:
-    """Run every kernel within on copies of its arrays between guard zones: slow, and finds what runs over an end."""
-    global _guard
-    before, _guard = _guard, on
+    """Run this thread's kernels on copies of their arrays between guard zones: slow, finds what runs over an end."""
+    before, _guard.on = _guard.on, on
     try:
         yield
     finally:
-        _guard = before
+        _guard.on = before
 
 
 @contextmanager
@@ -247,5 +269,5 @@ def _guarded(args: tuple[Any, ...]) -> Iterator[list[Any]]:
 
 def layer() -> str:
     """Numba's threading layer here: "omp" is fast, "workqueue" costs 50 times more a launch."""
-    _spread_compiled()(*(0, 0, 0))
+    _spread_over(0, 0, 0)
     return numba.threading_layer()

@@ -14,6 +14,7 @@ from ddpm_ref import forward, reverse
 from ddpm_ref.checks import Array, check_same_shape, check_step
 from ddpm_ref.random import _COS_P, _LOG_2, _LOG_P, _SIN_P, _SQRT_HALF, Purpose, _checked
 from ddpm_ref.schedule import Schedule
+from ddpm_ref.workspace import FLOAT32
 from ddpm_ref_numba.launch import kernel
 from ddpm_ref_numba.simd import WIDTH, each, f4, f32, i64, i64s, load, real, splat, sqrt, store
 from ddpm_ref_numba.simd_int import (
@@ -264,7 +265,7 @@ def q_sample(
 
 def takes(x_t: Array, t: Any, output: Array, predicts: str, var: Any) -> bool:
     """Whether `p_sample` has a kernel: float32, one t, a prediction of ε, a variance that is not the network's."""
-    float32 = x_t.dtype == output.dtype == np.float32
+    float32 = x_t.dtype == output.dtype == FLOAT32
     fixed = not (isinstance(var, str) and var == "learned")
     return bool(float32 and fixed and predicts == "eps" and x_t.ndim and np.ndim(t) == 0)
 

@@ -14,7 +14,8 @@ from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_numba.launch import kernel
+from ddpm_ref.workspace import FLOAT32
+from ddpm_ref_numba.launch import gradient, kernel
 from ddpm_ref_numba.simd import WIDTH, at, exp, f4, f32, fma, i64, load, sigmoid, splat, store, zero
 
 if TYPE_CHECKING:
@@ -166,9 +167,18 @@ def normalise_back(thread, threads, args):
                     i += C
 
 
-def takes(x: Array) -> bool:
-    """The kernels' rule: channels in whole vectors."""
-    return x.shape[-1] % WIDTH == 0 and x.size > 0
+def takes(x: Array, gamma: Array, beta: Array, groups: int) -> bool:
+    """The kernels' rule: float32, channels in whole vectors and in whole groups, gamma and beta (C,), not empty."""
+    shape = x.shape
+    return (
+        x.dtype == gamma.dtype == beta.dtype == FLOAT32
+        and len(shape) > 1
+        and gamma.shape == beta.shape == shape[-1:]
+        and shape[-1] % WIDTH == 0
+        and groups > 0
+        and shape[-1] % groups == 0
+        and 0 not in shape
+    )
 
 
 def _slice(n: int, c: int, width: int, threads: int) -> int:
@@ -184,7 +194,7 @@ def _slice(n: int, c: int, width: int, threads: int) -> int:
 def group_norm(
     run: "NumbaBackend", x: Array, gamma: Array, beta: Array, groups: int, silu: bool
 ) -> tuple[Array, Backward]:
-    """`ops.group_norm` for float32 and shapes that `takes` allows."""
+    """`ops.group_norm` for what `takes` allows."""
     x, gamma, beta = np.ascontiguousarray(x), np.ascontiguousarray(gamma), np.ascontiguousarray(beta)
     n, c = len(x), x.shape[-1]
     threads = 1 if x.size < _SMALL else run.threads
@@ -194,7 +204,7 @@ def group_norm(
     normalise(threads, x, gamma, beta, y, mean, r, n, s, c, width, wide, silu, run.scratch("norm", threads * 4 * wide))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dy = np.ascontiguousarray(dy)
+        dy = gradient(dy, x.shape)
         dx, sum_dh_x, sum_dh = np.empty_like(x), np.empty((n, c), np.float32), np.empty((n, c), np.float32)
         normalise_back(
             threads, x, gamma, beta, mean, r, dy, dx, sum_dh_x, sum_dh, n, s, c, width, wide, silu,

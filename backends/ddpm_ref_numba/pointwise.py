@@ -8,7 +8,7 @@ from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_numba.launch import kernel
+from ddpm_ref_numba.launch import gradient, kernel
 from ddpm_ref_numba.simd import WIDTH, f4, f32, i64, load, real, splat, store, u32
 from ddpm_ref_numba.simd_int import load_some, store_at_least, store_some, where_stored
 
@@ -120,7 +120,7 @@ def parted(thread, threads, args):
 
 
 def upsample(run: "NumbaBackend", x: Array) -> tuple[Array, Backward]:
-    """`ops.upsample` for float32 and channels in whole vectors."""
+    """`ops.upsample` for float32, channels in whole vectors, nothing empty."""
     x = np.ascontiguousarray(x)
     n, h, w, c = x.shape
     y = np.empty((n, 2 * h, 2 * w, c), np.float32)
@@ -129,7 +129,7 @@ def upsample(run: "NumbaBackend", x: Array) -> tuple[Array, Backward]:
 
     def backward(dy: Array) -> Array:
         dx = np.empty((n, h, w, c), np.float32)
-        summed(threads, np.ascontiguousarray(dy), dx, n * h, w, c)
+        summed(threads, gradient(dy, (n, 2 * h, 2 * w, c)), dx, n * h, w, c)
         return dx
 
     return y, backward
@@ -140,11 +140,11 @@ def dropout(run: "NumbaBackend", x: Array, uniform: Array, rate: float) -> tuple
     x, uniform = np.ascontiguousarray(x), np.ascontiguousarray(uniform)
     y, kept = np.empty_like(x), np.empty(-(-x.size // 32), np.uint32)
     keep = float(np.float32(1 / (1 - rate)))
-    threads = 1 if x.size < SMALL else run.threads
+    shape, threads = x.shape, 1 if x.size < SMALL else run.threads
     dropped(threads, x, uniform, y, kept, x.size, float(np.float32(rate)), keep)
 
     def backward(dy: Array) -> Array:
-        dy = np.ascontiguousarray(dy)
+        dy = gradient(dy, shape)
         dx = np.empty_like(dy)
         dropped_again(threads, dy, dx, kept, dy.size, keep)
         return dx
@@ -161,7 +161,7 @@ def concat(run: "NumbaBackend", a: Array, b: Array) -> tuple[Array, Backward]:
 
     def backward(dy: Array) -> tuple[Array, Array]:
         da, db = np.empty((*place, c), np.float32), np.empty((*place, d), np.float32)
-        parted(threads, da, db, np.ascontiguousarray(dy), pixels, c, d)
+        parted(threads, da, db, gradient(dy, (*place, c + d)), pixels, c, d)
         return da, db
 
     return y, backward

@@ -12,6 +12,7 @@ from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.optim import AdamSettings
+from ddpm_ref.workspace import FLOAT32
 from ddpm_ref_numba.launch import kernel
 from ddpm_ref_numba.simd import WIDTH, f4, f32, i64, load, real, sqrt, store
 from ddpm_ref_numba.simd_int import f64, load_some, partial_squares, store_some, wide_sum, wide_zero
@@ -77,6 +78,15 @@ def update_kernel(thread, threads, args):
         store_some(ema, i, e, n)
 
 
+def takes(params: Array, grads: Array, m: Array, v: Array, ema: Array) -> bool:
+    """The kernels' rule: plain float32 vectors of one length, writeable but for grads."""
+    size = (params.size,)
+    return all(
+        type(a) is np.ndarray and a.dtype == FLOAT32 and a.shape == size and a.flags.c_contiguous
+        for a in (params, grads, m, v, ema)
+    ) and all(a.flags.writeable for a in (params, m, v, ema))
+
+
 def gradient_norm(be: Any, grads: Array) -> float:
     """`optim.gradient_norm`: the same for any number of threads."""
     sums = np.zeros(-(-len(grads) // CHUNK))
@@ -88,7 +98,7 @@ def gradient_norm(be: Any, grads: Array) -> float:
 def update(
     be: Any, params: Array, grads: Array, m: Array, v: Array, ema: Array, step: int, settings: AdamSettings
 ) -> float:
-    """`optim.update` for float32, contiguous vectors."""
+    """`optim.update` for what `takes` allows."""
     s = settings
     norm = gradient_norm(be, grads)
     if not math.isfinite(norm) or not len(params):
