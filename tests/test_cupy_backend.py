@@ -26,7 +26,7 @@ from small_run import (
 )  # fmt: skip
 from strategies import short
 
-from ddpm_ref import check_backend, generate_steps
+from ddpm_ref import backend_check, check_backend, generate_steps
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.files.data import ImageData
 from ddpm_ref.files.run import RunSettings, read_log, run_training, save
@@ -46,7 +46,8 @@ class Plain(CupyBackend):
         return None
 
 
-def test_it_does_what_numpy_does(host: Host) -> None:
+def test_it_does_what_numpy_does(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_check, "LARGE_CASES", [])  # they are for a GPU: tests/gpu
     report = check_backend(CupyBackend(device=host()))
     assert report.backend.own and not report.backend.inherited
 
