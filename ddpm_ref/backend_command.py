@@ -22,7 +22,7 @@ def backends_command(args: argparse.Namespace) -> int:
         check_int("--threads", args.threads, 1)
     if args.check is not None:
         return _check(get_backend(args.check, args.threads))
-    for name, what in survey().items():
+    for name, what in survey(args.threads).items():
         if isinstance(what, Description):
             print(f"{name:11s} {what.version}; threads: {what.threads}; device: {what.device}")
             lists = {"its own": ", ".join(what.own), "NumPy's": ", ".join(what.inherited), "note": what.note}

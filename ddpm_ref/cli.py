@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "With --check, exits with 0 if the backend does what NumPy does, 1 if not, 2 if it cannot be loaded.",
     )
     backends.add_argument("--check", metavar="NAME", help="hold this backend (or package.module:Class) to the contract")
-    backends.add_argument("--threads", type=int, metavar="N", help="of the backend that is checked")
+    backends.add_argument("--threads", type=int, metavar="N", help="how many they are to use")
 
     check = command(
         "check",

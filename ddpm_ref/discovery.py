@@ -1,7 +1,8 @@
 """Which backends there are, and the one of a name: ours, those that other packages declare, and any class outright.
 
 A package declares its backends in the entry-point group "ddpm_ref.backends" (name = "package.module:Class"). A module
-says that it cannot be used here by raising ImportError, with the reason, when it is imported or its class called.
+says that it cannot be used here by raising ImportError, with the reason, when it is imported or its class called;
+whatever else it raises there is a reason too.
 """
 
 import importlib
@@ -60,15 +61,19 @@ def available_backends() -> dict[str, Description]:
     return {name: found for name, found in survey().items() if isinstance(found, Description)}
 
 
-def survey() -> dict[str, Description | Unavailable]:
-    """Every backend known by name: its description, or why it cannot be used here."""
-    found: dict[str, Description | Unavailable] = {}
-    for name, where in declared().items():
-        try:
-            found[name] = _load(name, where).describe()
-        except ValueError as error:
-            found[name] = error if isinstance(error, Unavailable) else Unavailable(str(error))
-    return found
+def survey(threads: int | None = None) -> dict[str, Description | Unavailable]:
+    """Every backend known by name, with so many threads: its description, or why it cannot be used here."""
+    return {name: _described(name, where, threads) for name, where in declared().items()}
+
+
+def _described(name: str, where: str, threads: int | None) -> Description | Unavailable:
+    try:
+        what = _load(name, where, threads=threads).describe()
+    except Exception as error:  # Unavailable, or whatever somebody's `describe` raises
+        return error if isinstance(error, Unavailable) else Unavailable(_reason(name, where, error))
+    if not isinstance(what, Description):
+        return Unavailable(f"its describe() returned {type(what).__name__}, no ddpm_ref.backend.Description")
+    return what
 
 
 def why_not(name: str) -> str | None:
@@ -91,31 +96,39 @@ def _choices(but: str = "") -> str:
 def _load(name: str, where: str, **options: object) -> Backend:
     """An instance of the class at "package.module:Class", made with the options that are not None.
 
-    Raises Unavailable if it cannot be used here, ValueError for what is no backend or takes no such option.
+    Raises Unavailable if it cannot be used here, for whatever reason, ValueError for what is no backend or takes no
+    such option.
     """
     module, _, attribute = where.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # whatever somebody's module raises while it is imported
-        raise Unavailable(_reason(name, error)) from error
+    except _ANYTHING as error:
+        raise Unavailable(_reason(name, where, error)) from error
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ValueError(f"backend: {name!r} is not a subclass of ddpm_ref.Backend")
-    options = {option: value for option, value in options.items() if value is not None}
+    given: dict[str, Any] = {option: value for option, value in options.items() if value is not None}
     try:
-        backend = found(**options)  # type: ignore[arg-type]
-    except ImportError as error:
-        raise Unavailable(_reason(name, error)) from error
-    except TypeError as error:
-        given = ", ".join(f"{option}={value}" for option, value in options.items())
-        raise ValueError(f"backend: {name!r} cannot be made with {given}: {error}") from error
+        backend = found(**given)
+    except _ANYTHING as error:
+        if given and isinstance(error, ValueError):
+            raise  # it says which it takes
+        if given and isinstance(error, TypeError):
+            options = ", ".join(f"{option}={value}" for option, value in given.items())
+            raise ValueError(f"backend: {name!r} cannot be made with {options}: {error}") from error
+        raise Unavailable(_reason(name, where, error)) from error
     return backend
 
 
-def _reason(name: str, error: Exception) -> str:
-    """Why a backend could not be loaded, and which extra installs what it needs."""
+_ANYTHING = (Exception, SystemExit)  # what somebody's module may raise while it is imported, or its class made
+
+
+def _reason(name: str, where: str, error: BaseException) -> str:
+    """Why the backend at "package.module:Class" could not be loaded, and which extra installs what it needs."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:
-        text = f"{error.name} is not installed"
-    return text if name not in EXTRAS or "pip install" in text else f'{text}: pip install "ddpm-ref[{EXTRAS[name]}]"'
+        module = where.partition(":")[0]
+        text = f"{module if module.startswith(error.name + '.') else error.name} is not installed"
+        return f'{text}: pip install "ddpm-ref[{EXTRAS[name]}]"' if name in EXTRAS else text
+    return text

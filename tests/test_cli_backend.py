@@ -135,6 +135,12 @@ def test_the_list_says_of_each_backend_what_is_its_own_and_what_is_numpys() -> N
     assert done.out.splitlines()[-1] == f"Taken unless --backend says otherwise: {get_backend().name}"
 
 
+def test_the_list_is_of_backends_with_the_threads_that_were_given() -> None:
+    done = call("backends", "--threads", 3)
+    assert (done.status, done.err) == (0, "") and "threads: 3;" in done.out
+    assert done.out.count("threads: ") == done.out.count("threads: 3;")
+
+
 def test_the_list_says_why_a_backend_is_not_available_and_which_extra_installs_it(without_numba: None) -> None:
     done = call("backends")
     (line,) = [line for line in done.out.splitlines() if line.startswith("numba ")]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import threadpoolctl
 
 import ddpm_ref
 from ddpm_ref import discovery
-from ddpm_ref.backend import OPERATIONS, Backend
+from ddpm_ref.backend import OPERATIONS, Backend, Description
 from ddpm_ref.discovery import available_backends, get_backend, survey, why_not
 
 ROOT = Path(ddpm_ref.__file__).parents[1]
@@ -36,6 +37,26 @@ class Bare(Backend):
 class Unfit(Backend):
     def __init__(self, threads=None):
         raise ImportError("no abacus in this machine")
+
+class Broken(Backend):
+    def __init__(self, threads=None):
+        raise RuntimeError("the abacus has\\nno beads")
+
+class Forgetful(Backend):
+    def __init__(self, threads=None):
+        len(5)
+
+class Leaving(Backend):
+    def __init__(self, threads=None):
+        raise SystemExit("no abacus, no program")
+
+class Speechless(Backend):
+    def describe(self):
+        raise KeyError("beads")
+
+class Vague(Backend):
+    def describe(self):
+        return "an abacus"
 
 class Stranger:
     pass
@@ -164,6 +185,51 @@ def test_what_another_package_declares_and_cannot_be_used_is_listed_with_its_rea
         get_backend("a")
 
 
+def test_whatever_a_constructor_or_a_description_raises_is_the_reason_in_the_list(module: str, declare: Any) -> None:
+    classes = dict(a="Broken", b="Forgetful", c="Leaving", d="Speechless", e="Vague")
+    declare(**{name: f"{module}:{what}" for name, what in classes.items()})
+    assert {name: str(survey()[name]) for name in classes} == {
+        "a": "the abacus has no beads",
+        "b": "object of type 'int' has no len()",
+        "c": "no abacus, no program",
+        "d": "'beads'",
+        "e": "its describe() returned str, no ddpm_ref.backend.Description",
+    }
+    with pytest.raises(ValueError, match=r"backend: wanted numpy, .*d: 'beads'; e: its describe.* got 'nunpy'"):
+        get_backend("nunpy")
+    for name in "abc":
+        with pytest.raises(ValueError, match=f"backend: cannot load '{name}': .*; there is numpy"):
+            get_backend(name)
+
+
+def test_the_list_may_be_of_backends_with_so_many_threads(module: str, declare: Any) -> None:
+    declare(mine=f"{module}:Mine", bare=f"{module}:Bare")
+    with threadpoolctl.threadpool_limits(None):  # NumPy's are those of the whole process
+        found = survey(1)
+    assert isinstance(found["numpy"], Description) and isinstance(found["mine"], Description)
+    assert (found["numpy"].threads, found["mine"].threads) == (1, 1)
+    assert "cannot be made with threads=1" in str(found["bare"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("Numba needs NumPy 2.4 or less"), "Numba needs NumPy 2.4 or less"),
+        (ModuleNotFoundError(name="numba"), 'numba is not installed: pip install "ddpm-ref[numba]"'),
+        (ModuleNotFoundError(name="x.y"), 'x.y is not installed: pip install "ddpm-ref[numba]"'),
+        (RuntimeError("no processor"), "no processor"),
+    ],
+)
+def test_only_what_is_not_installed_is_to_be_installed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(module: str) -> None:
+        raise error
+
+    monkeypatch.setattr("ddpm_ref.discovery.importlib.import_module", fail)
+    assert why_not("numba") == said
+
+
 # ---- outright
 
 
@@ -187,7 +253,10 @@ def test_what_is_not_a_subclass_of_backend_is_refused(module: str, what: str) ->
 
 def test_what_cannot_be_imported_is_refused_with_the_reason(module: str) -> None:
     reasons = {
-        "no_such_module:X": "no_such_module is not installed$", f"{module}:Absent": "Absent", ":X": "Empty module",
+        "no_such_module:X": "no_such_module is not installed$",
+        "no_such_module.at.all:X": r"no_such_module\.at\.all is not installed$",
+        "json.no_such_part:X": r"json\.no_such_part is not installed$",
+        f"{module}:Absent": "Absent", ":X": "Empty module",
         f"{module}:Unfit": "no abacus in this machine$", "a_module_that_breaks:X": "division by zero$",
     }  # fmt: skip
     for name, reason in reasons.items():

@@ -294,6 +294,34 @@ def test_a_missing_or_old_numba_is_one_line_and_numpy_is_taken(change: str, said
     assert out.startswith("numpy\n") and said in out and "Traceback" not in out
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("NUMBA_DISABLE_JIT", "1", "NUMBA_DISABLE_JIT is set"),
+        ("NUMBA_THREADING_LAYER", "abacus", "NUMBA_THREADING_LAYER=abacus cannot be had here: "),
+        ("DDPM_REF_SIMD_WIDTH", "32", "DDPM_REF_SIMD_WIDTH: wanted 8 or 16, got '32'"),
+        ("DDPM_REF_SIMD_WIDTH", "wide", "DDPM_REF_SIMD_WIDTH: wanted 8 or 16, got 'wide'"),
+    ],
+)
+def test_an_environment_in_which_no_kernel_runs_is_one_line_and_numpy_is_taken(
+    variable: str, value: str, said: str
+) -> None:
+    code = "from ddpm_ref.discovery import get_backend\nprint(get_backend(threads=2).name)\n"
+    out = in_a_process(
+        code + "try: get_backend('numba', 2)\nexcept ValueError as error: print(error)", **{variable: value}
+    )
+    assert out.startswith(f"numpy\nbackend: cannot load 'numba': {said}") and "Traceback" not in out
+
+
+@pytest.mark.parametrize(("given", "threads"), [("3", 3), ("²", 5), ("0", 5), ("-1", 5), ("", 5), ("many", 5)])
+def test_threads_are_those_of_the_environment_where_it_says_a_number(
+    monkeypatch: pytest.MonkeyPatch, given: str, threads: int
+) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", given)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert NumbaBackend().threads == threads
+
+
 def test_vectors_of_eight_lanes_compute_the_same() -> None:
     out = in_a_process(
         "import numpy as np; from ddpm_ref import check_backend; from ddpm_ref_numba import NumbaBackend, simd\n"

@@ -16,7 +16,7 @@ import numpy as np
 
 try:
     import numba
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise ImportError('the numba backend needs Numba: pip install "ddpm-ref[numba]"') from error
 
 if tuple(map(int, numba.__version__.split(".")[:2])) < (0, 62):
@@ -29,7 +29,7 @@ from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref.workspace import FLOAT32
-from ddpm_ref_numba import attention, conv, dense, noise, norm, pointwise, update
+from ddpm_ref_numba import attention, conv, dense, launch, noise, norm, pointwise, update
 from ddpm_ref_numba.simd import WIDTH
 
 __all__ = ["NumbaBackend"]
@@ -39,7 +39,7 @@ def default_threads() -> int:
     """NUMBA_NUM_THREADS or OMP_NUM_THREADS if set, else the cores this process may run on."""
     for variable in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS"):
         given = os.environ.get(variable, "")
-        if given.isdigit() and int(given):
+        if given.isdecimal() and int(given):
             return int(given)
     return int(numba.config.NUMBA_DEFAULT_NUM_THREADS)
 
@@ -48,6 +48,7 @@ class NumbaBackend(Backend):
     """Kernels compiled at first use and kept on disk.
 
     threads: those of the environment (`default_threads`) unless given. Results repeat bit for bit for a given number.
+    Raises ImportError where Numba may not compile or cannot spread work over threads.
     """
 
     name = "numba"
@@ -58,6 +59,7 @@ class NumbaBackend(Backend):
         if threads is not None and (type(threads) is not int or threads < 1):
             raise ValueError(f"threads: wanted an integer >= 1, got {threads!r}")
         self.threads = threads or default_threads()
+        launch.check_numba(self.threads)
         self._zeros: Array = np.zeros(0, np.float32)
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:

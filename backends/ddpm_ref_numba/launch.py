@@ -7,6 +7,7 @@ all: Numba's `parallel=True` costs several seconds of compiling, and is paid onc
 
 import ctypes
 import hashlib
+import importlib
 import os
 import struct
 import sys
@@ -29,6 +30,7 @@ from numba.core.caching import (
 )
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
+from numba.np.ufunc.parallel import _launch_threads
 
 from ddpm_ref import random
 from ddpm_ref_numba.simd import WIDTH, i64_p
@@ -109,6 +111,21 @@ def _call(typing, address, thread, threads, args):
 def _spread_source(address, threads, args):
     for thread in prange(threads):
         _call(address, thread, threads, args)
+
+
+def check_numba(threads: int) -> None:
+    """ImportError where Numba is told not to compile, or to spread over these threads by what is not here."""
+    if numba.config.DISABLE_JIT:
+        raise ImportError("NUMBA_DISABLE_JIT is set, and without compiling there are no kernels")
+    asked = numba.config.THREADING_LAYER
+    if threads > 1 and asked != "default":  # by default one of three is taken, of which one is always there
+        try:
+            if asked == "omp":  # not launched yet, after which the process could not fork
+                importlib.import_module("numba.np.ufunc.omppool")
+            else:
+                _launch_threads()
+        except Exception as error:
+            raise ImportError(f"NUMBA_THREADING_LAYER={asked} cannot be had here: {error}") from error
 
 
 _spread: Any = None

@@ -23,7 +23,16 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
 
-WIDTH = int(os.environ.get("DDPM_REF_SIMD_WIDTH", 16 if llvm.get_host_cpu_features().get("avx512f") else 8))
+
+def _width() -> int:
+    """DDPM_REF_SIMD_WIDTH, or what this processor is best at."""
+    given = os.environ.get("DDPM_REF_SIMD_WIDTH") or ("16" if llvm.get_host_cpu_features().get("avx512f") else "8")
+    if given not in ("8", "16"):
+        raise ImportError(f"DDPM_REF_SIMD_WIDTH: wanted 8 or 16, got {given!r}")
+    return int(given)
+
+
+WIDTH = _width()
 
 F32 = ir.FloatType()
 I32 = ir.IntType(32)
