@@ -115,7 +115,7 @@ def add(shape: tuple[int, ...], *, seed: int = 0) -> Case:
 
 def dropout(shape: tuple[int, ...], rate: float, *, seed: int = 0) -> Case:
     """Dropout by float32 uniforms, some of which are the rate itself."""
-    uniform = np.random.RandomState(seed + 1).random_sample(shape).astype(np.float32)
+    uniform = np.random.RandomState((seed + 1) % 2**32).random_sample(shape).astype(np.float32)
     uniform.reshape(-1)[::5] = rate
     return Case(
         "dropout",
