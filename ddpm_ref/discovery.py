@@ -115,8 +115,8 @@ def _load(name: str, where: str, **options: object) -> Backend:
         if given and isinstance(error, ValueError):
             raise  # it says which it takes
         if given and isinstance(error, TypeError):
-            options = ", ".join(f"{option}={value}" for option, value in given.items())
-            raise ValueError(f"backend: {name!r} cannot be made with {options}: {error}") from error
+            listed = ", ".join(f"{option}={value}" for option, value in given.items())
+            raise ValueError(f"backend: {name!r} cannot be made with {listed}: {error}") from error
         raise Unavailable(_reason(name, where, error)) from error
     return backend
 
