@@ -352,11 +352,11 @@ template <class T, class Round>
 DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int BN, int turned, Round round) {
     constexpr int EACH = Operand<T>::EACH;
     int chunks = (C + 8 * EACH - 1) / (8 * EACH), columns = (D + BN - 1) / BN;
-    i64 total = (i64)columns * chunks * 9 * 8 * BN * EACH;
-    for (i64 o = first_index(); o < total; o += index_step()) {
-        int rest = (int)(o / EACH), n = rest % BN, plane = rest / BN % 8, tap = rest / BN / 8 % 9;
+    int total = columns * chunks * 9 * 8 * BN * EACH;
+    for (int o = (int)first_index(); o < total; o += (int)index_step()) {
+        int rest = o / EACH, n = rest % BN, plane = rest / BN % 8, tap = rest / BN / 8 % 9;
         int chunk = rest / BN / 72 % chunks, column = rest / BN / 72 / chunks;
-        int c = (chunk * 8 + plane) * EACH + (int)(o % EACH), d = column * BN + n;
+        int c = (chunk * 8 + plane) * EACH + o % EACH, d = column * BN + n;
         i64 at = turned ? ((i64)(8 - tap) * D + d) * C + c : ((i64)tap * C + c) * D + d;
         out[o] = c < C && d < D ? round(W[at]) : T(0);
     }

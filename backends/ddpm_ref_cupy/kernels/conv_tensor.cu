@@ -18,8 +18,8 @@ template <> struct Operand<u32> {
 
 // 16 bytes of operands from EACH floats.
 DEVICE void put(bf16* to, const Four<float>& a, const Four<float>& b) {
-    Four<u32> v = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
-    store4(reinterpret_cast<u32*>(to), v);
+    store4(reinterpret_cast<u32*>(to),
+           Four<u32>{pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)});
 }
 DEVICE void put(u32* to, const Four<float>& a, const Four<float>&) {
     store4(to, Four<u32>{to_tf32(a.x), to_tf32(a.y), to_tf32(a.z), to_tf32(a.w)});
@@ -383,9 +383,9 @@ template <class T, class Round>
 DEVICE void pack(const float* __restrict__ W, T* __restrict__ out, int C, int D, int turned, Round round) {
     constexpr int CHUNK = 64 / sizeof(T), EACH = Operand<T>::EACH;
     int wide_c = (C + CHUNK - 1) / CHUNK * CHUNK, wide_d = (D + EACH - 1) / EACH * EACH;
-    i64 total = (i64)9 * wide_c * wide_d;
-    for (i64 o = first_index(); o < total; o += index_step()) {
-        int c = (int)(o / wide_d % wide_c), d = (int)(o % wide_d), tap = (int)(o / ((i64)wide_c * wide_d));
+    int total = 9 * wide_c * wide_d;
+    for (int o = (int)first_index(); o < total; o += (int)index_step()) {
+        int c = o / wide_d % wide_c, d = o % wide_d, tap = o / (wide_c * wide_d);
         i64 at = turned ? ((i64)(8 - tap) * D + d) * C + c : ((i64)tap * C + c) * D + d;
         out[o] = c < C && d < D ? round(W[at]) : T(0);
     }

@@ -26,14 +26,14 @@ DEVICE void multiply(const real* __restrict__ A, int lda, const real* __restrict
         real a[TI * TK / THREADS], b[TJ * TK / THREADS];
 #pragma unroll
         for (int m = 0; m < TI * TK / THREADS; m++) {
-            int item = m * THREADS + thread, i = i0 + (A_TURNED ? item % TI : item / TK);
-            int at = k + (A_TURNED ? item / TI : item % TK);
+            int item = m * THREADS + thread;
+            int i = i0 + (A_TURNED ? item % TI : item / TK), at = k + (A_TURNED ? item / TI : item % TK);
             a[m] = i < I && at < k1 ? A[A_TURNED ? (i64)at * lda + i : (i64)i * lda + at] : real(0);
         }
 #pragma unroll
         for (int m = 0; m < TJ * TK / THREADS; m++) {
-            int item = m * THREADS + thread, j = j0 + (B_TURNED ? item / TK : item % TJ);
-            int at = k + (B_TURNED ? item % TK : item / TJ);
+            int item = m * THREADS + thread;
+            int j = j0 + (B_TURNED ? item / TK : item % TJ), at = k + (B_TURNED ? item % TK : item / TJ);
             b[m] = j < J && at < k1 ? B[B_TURNED ? (i64)j * ldb + at : (i64)at * ldb + j] : real(0);
             column += b[m];
         }
@@ -63,8 +63,8 @@ DEVICE void multiply(const real* __restrict__ A, int lda, const real* __restrict
 }
 
 // out(i, j) = sums + bias(j); bias may be null.
-DEVICE void store(
-    real* __restrict__ out, int ldo, const real* __restrict__ bias, int I, int J, int i0, int j0, const real (&sums)[4][2]) {
+DEVICE void store(real* __restrict__ out, int ldo, const real* __restrict__ bias, int I, int J, int i0, int j0,
+                  const real (&sums)[4][2]) {
 #pragma unroll
     for (int r = 0; r < 4; r++)
 #pragma unroll
