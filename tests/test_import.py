@@ -21,7 +21,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 # Beyond what NumPy brings. Adding a name here is a decision about start-up time: measure it first.
 STANDARD = {
     "__future__", "ast", "copy", "ctypes", "dataclasses", "dis", "importlib", "inspect", "keyword", "linecache",
-    "opcode", "reprlib", "token", "tokenize",
+    "opcode", "reprlib", "threading", "token", "tokenize",
 }  # fmt: skip
 # Of the package itself, what only some commands need.
 LATER = {"backend_bounds", "backend_cases", "backend_check", "backend_command", "backend_manners", "backend_steps",

@@ -63,7 +63,7 @@ class NumbaBackend(Backend):
         self._zeros: Array = np.zeros(0, np.float32)
 
     def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
-        """`ops.conv3x3`: Winograd F(4x4, 3x3)."""
+        """`ops.conv3x3`: Winograd F(4x4, 3x3), whose limits stand in `conv`."""
         if not conv.takes(x, W, b, stride):
             return super().conv3x3(x, W, b, stride=stride)
         return conv.conv3x3(self, x, W, b, stride)

@@ -4,8 +4,9 @@ Winograd for every shape, by a rule of padding: channels are padded with zeros t
 stride 2 is that of stride 1 with every second output kept, which costs what a direct one would. A direct kernel would
 gain at 4x4 images and small batches alone, where both are bound by reading the filters.
 
-What a transform costs: it adds numbers of a 6x6 patch before it multiplies, so that an infinity or NaN in x becomes NaN
-in all outputs of the tiles it touches, not in 3x3 of them, and x near 1e36 overflows where a direct sum would not.
+What that costs: numbers of a 6x6 patch are added, times up to 5, before they are multiplied. An infinity or NaN in x
+becomes NaN in outputs of all tiles of 4x4 whose patches hold it, not just in the 3x3 that it enters, and x (or dy) near
+1e36 overflows where a direct sum would not.
 """
 
 from typing import TYPE_CHECKING
