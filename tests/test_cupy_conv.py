@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice, rounded
-from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
+from cupy_checks import OnHost, barriers, dtypes, layouts, misaligned, needs_compiler, orders
 from ddpm_ref_cupy import conv, tiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,3 +182,17 @@ def test_the_networks_shapes_run_on_tensor_cores() -> None:
         for precision in ("bf16", "tf32"):
             assert tiles.blocks(128, size, size, c, d, precision, 132)
             assert tiles.gradient_blocks(128, size, size, c, d, precision, 132)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_arrays_may_begin_anywhere(precision: str, stride: int) -> None:
+    """Parameters are views of one vector; vector loads want what begins at a multiple of 16 bytes."""
+    args = [a.astype(np.float32) for a in cases.normals(4, (2, 8, 8, 32), (3, 3, 32, 32), (32,))]
+    results = []
+    for place in (HostDevice.to_device, misaligned):
+        run = HostDevice(precision=precision)
+        y, backward = conv.conv3x3(run, *(place(run, a) for a in args), stride)
+        dy = place(run, cases.normals(5, y.shape)[0].astype(np.float32))
+        results.append([run.to_host(a).tobytes() for a in (y, *backward(dy))])
+    assert results[0] == results[1]

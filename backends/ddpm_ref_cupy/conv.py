@@ -16,12 +16,13 @@ BOTH = 1 << 16
 
 def conv3x3(run: Device, x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
     """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
+    key = run.address(W)
     x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
     if stride == 1 and run.precision != "fp32" and x.dtype == np.float32:
         forward, adjoint = _blocks(run, x.shape, W.shape[3]), _blocks(run, (*x.shape[:3], W.shape[3]), W.shape[2])
         gradient = _gradient_blocks(run, x.shape, W.shape[3])
         if forward and adjoint and gradient:
-            return _on_tensor_cores(run, x, W, b, forward, adjoint, gradient)
+            return _on_tensor_cores(run, x, W, b, forward, adjoint, gradient, key)
     return _over_windows(run, x, W, b, stride)
 
 
@@ -48,10 +49,11 @@ def _on_tensor_cores(
     forward: tiles.Blocks,
     adjoint: tiles.Blocks,
     gradient: tiles.GradientBlocks,
+    address: int,
 ) -> tuple[Array, Backward]:
-    """Stride 1, float32, operands rounded to the device's precision."""
+    """Stride 1, float32, operands rounded to the device's precision. address: of the parameter that W is, or was."""
     both = W.size <= BOTH and forward.pack == adjoint.pack
-    key = run.address(W), forward.pack, forward.wide
+    key = address, forward.pack, forward.wide
     if run.kept is not None and key in run.kept:
         filters, kept = run.kept[key], None
     else:

@@ -117,7 +117,7 @@ class CudaDevice(Device):
         return isinstance(x, self.cupy.ndarray)
 
     def contiguous(self, x: Array) -> Array:
-        return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
+        return x if x.flags.c_contiguous and x.data.ptr % 16 == 0 else x.copy(order="C")
 
     # Copies go to our stream by name and are waited for: CuPy's own may take the default stream, which ours does not
     # wait for, nor it for ours.

@@ -86,7 +86,7 @@ class Device:
         raise NotImplementedError
 
     def contiguous(self, x: Array) -> Array:
-        """x itself if its elements lie in C order, else a copy."""
+        """x itself if it lies in C order from a multiple of 16 bytes on, as vector loads want it, else a copy."""
         raise NotImplementedError
 
     def launch(self, launch: Launch, *args: Any) -> None:
