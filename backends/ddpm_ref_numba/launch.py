@@ -177,6 +177,20 @@ def gradient(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(dy, np.float32)
 
 
+def _values_there(args: Any) -> tuple[list[Any], None]:
+    """Arguments as numbers, an array as the place in its object where its data pointer lies."""
+    return [id(a) + _OFFSET if type(a) is _ndarray else a for a in args], None  # type: ignore[operator]
+
+
+def _values_elsewhere(args: Any) -> tuple[list[Any], list[Any]]:
+    """The same with places of our own, which live as long as the list returned."""
+    cells = [ctypes.c_void_p(address_of(a)) if type(a) is _ndarray else None for a in args]
+    return [a if cell is None else ctypes.addressof(cell) for a, cell in zip(args, cells, strict=True)], cells
+
+
+_values: Any = _values_there if _OFFSET is not None else _values_elsewhere
+
+
 class Kernel:
     """A kernel, compiled at its first call: `kernel(threads, *args)`; args are arrays, ints and floats."""
 
@@ -212,7 +226,8 @@ class Kernel:
     def _run(self, threads: int, args: Any) -> None:
         if self._words is None:
             self._words = struct.Struct("=" + "".join("d" if type(a) is float else "q" for a in args))
-        values = [address_of(a) if type(a) is _ndarray else a for a in args]
+        # An array goes as the place of its data pointer, which the kernel reads: 0.3 µs less for each.
+        values, _held = _values(args)
         words = self._words.pack(*values)  # 64 bits each; held until the kernel is done
         if threads == 1:
             self._direct(0, 1, words)

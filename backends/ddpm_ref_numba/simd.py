@@ -125,8 +125,8 @@ def _argument(kind, width):
     @intrinsic
     def get(typing, args, i):
         def codegen(context, builder, sig, values):
-            raw = builder.load(builder.gep(values[0], [values[1]]))
-            return builder.inttoptr(raw, context.get_value_type(kind))
+            place = builder.load(builder.gep(values[0], [values[1]]))  # of the data pointer: `launch.Kernel`
+            return builder.load(builder.inttoptr(place, context.get_value_type(kind).as_pointer()))
 
         return kind(i64_p, types.intp), codegen
 
