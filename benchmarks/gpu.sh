@@ -10,7 +10,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-benchmarks/results/gpu}" PYTHONPATH=".:backends:tests${PYTHONPATH:+:$PYTHONPATH}"
-export CUPY_CACHE_DIR="${CUPY_CACHE_DIR:-/tmp/ddpm_ref_kernels}" MPLCONFIGDIR="${MPLCONFIGDIR:-/tmp/ddpm_ref_matplotlib}"
+export CUPY_CACHE_DIR="${CUPY_CACHE_DIR:-${TMPDIR:-/tmp}/ddpm_ref_kernels}" MPLCONFIGDIR="${MPLCONFIGDIR:-${TMPDIR:-/tmp}/ddpm_ref_matplotlib}"
 mkdir -p "$OUT"
 [ -n "${DONE:-}" ] && cp -n "$DONE"/*.json "$OUT"/ 2>/dev/null
 exec python3 -m benchmarks.gpu "$@" --out "$OUT" --seconds "${SECONDS_LEFT:-240}"

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
-from cupy_checks import Host, OnHost, barriers, dtypes, layouts, orders
-from ddpm_ref_cupy import attention
+from cupy_checks import Host, barriers, dtypes, layouts, orders
+from ddpm_ref_cupy import CupyBackend, attention
 from ddpm_ref_cupy.attention import shared_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,20 +37,22 @@ def _device(host: Host, order: str = "forward", *, products: bool = False, **opt
 def test_attention_keeps_the_contract(
     host: Host, n: int, s: int, c: int, seed: int, order: str, dtype: Any, layout: str, products: bool
 ) -> None:
-    check_case(OnHost(_device(host, order, products=products)), cases.attention(n, s, c, seed=seed), dtype, layout)
+    check_case(
+        CupyBackend(device=_device(host, order, products=products)), cases.attention(n, s, c, seed=seed), dtype, layout
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 64, 5), (1, 3, 64), (1, 65, 3), (1, 2, 65), (1, 100, 8)])
 def test_sizes_at_the_border_of_one_block_keep_the_contract(host: Host, shape: tuple[int, int, int]) -> None:
     run = _device(host, "warp-greedy")
-    check_case(OnHost(run), cases.attention(*shape))
+    check_case(CupyBackend(device=run), cases.attention(*shape))
     small = max(shape[1:]) <= attention.SMALL
     assert all(("small" in launch.kernel) == small for launch in run.launches)
 
 
 def _results(run: HostDevice, case: Case) -> list[np.ndarray]:
     dy = cases.normals(7, case.args[0].shape)[0].astype(np.float32)
-    y, backward = case.call(OnHost(run), *(run.to_device(a.astype(np.float32)) for a in case.args))
+    y, backward = case.call(CupyBackend(device=run), *(run.to_device(a.astype(np.float32)) for a in case.args))
     return [run.to_host(a) for a in (y, *backward(run.to_device(dy)))]
 
 

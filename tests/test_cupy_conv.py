@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice, rounded
-from cupy_checks import OnHost, barriers, dtypes, layouts, misaligned, needs_compiler, orders
-from ddpm_ref_cupy import conv, tiles
+from cupy_checks import barriers, dtypes, layouts, misaligned, needs_compiler, orders
+from ddpm_ref_cupy import CupyBackend, conv, tiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,13 +31,13 @@ def convolutions(draw: Any) -> Case:
 @settings(deadline=None, max_examples=40)
 @given(convolutions(), orders, dtypes, layouts)
 def test_products_over_windows_keep_the_contract(case: Case, order: str, dtype: Any, layout: str) -> None:
-    check_case(OnHost(HostDevice(order)), case, dtype, layout)
+    check_case(CupyBackend(device=HostDevice(order)), case, dtype, layout)
 
 
 def test_a_batch_whose_windows_do_not_fit_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv, "COLUMN_BYTES", 2 * 9 * 6 * 4 * 5)
     run = HostDevice()
-    check_case(OnHost(run), cases.conv3x3(5, 3, 2, 5, 4), np.float32)
+    check_case(CupyBackend(device=run), cases.conv3x3(5, 3, 2, 5, 4), np.float32)
     assert [launch.kernel for launch in run.launches].count("conv.windows") > 3
 
 

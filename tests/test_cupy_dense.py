@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
 from cuda_host.source import kernel_text
-from cupy_checks import OnHost, barriers, dtypes, layouts, needs_compiler, orders
-from ddpm_ref_cupy import dense
+from cupy_checks import barriers, dtypes, layouts, needs_compiler, orders
+from ddpm_ref_cupy import CupyBackend, dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
@@ -27,7 +27,7 @@ def test_dense_keeps_the_contract(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "SMALL", 1 << 25 if small else 0)
         run = HostDevice(order)
-        check_case(OnHost(run), cases.dense(shape, d), dtype, layout)
+        check_case(CupyBackend(device=run), cases.dense(shape, d), dtype, layout)
         assert {launch.kernel for launch in run.launches} & {"dense_small.small_adjoint"} or not small
 
 

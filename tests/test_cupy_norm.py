@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
-from cupy_checks import Host, OnHost, barriers, dtypes, layouts, misaligned, orders
-from ddpm_ref_cupy import norm
+from cupy_checks import Host, barriers, dtypes, layouts, misaligned, orders
+from ddpm_ref_cupy import CupyBackend, norm
 from ddpm_ref_cupy.device import Device
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ def _device(host: Host, order: str = "forward", *, tight: bool = False, **option
 def test_group_norm_keeps_the_contract(
     host: Host, case: Case, order: str, dtype: Any, layout: str, tight: bool
 ) -> None:
-    check_case(OnHost(_device(host, order, tight=tight)), case, dtype, layout)
+    check_case(CupyBackend(device=_device(host, order, tight=tight)), case, dtype, layout)
 
 
 LARGE = [(1, 19, 17, 8, 2), (2, 23, 9, 12, 4), (1, 40, 33, 3, 3), (1, 12, 11, 160, 1)]
@@ -51,14 +51,14 @@ LARGE = [(1, 19, 17, 8, 2), (2, 23, 9, 12, 4), (1, 40, 33, 3, 3), (1, 12, 11, 16
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_images_that_do_not_fit_keep_the_contract(host: Host, shape: tuple[int, ...], dtype: Any) -> None:
     run = _device(host, "warp-greedy", tight=True)
-    check_case(OnHost(run), cases.group_norm(*shape, silu=True, mean=30.0), dtype)
+    check_case(CupyBackend(device=run), cases.group_norm(*shape, silu=True, mean=30.0), dtype)
     chunks = {f"norm_chunks.norm_{name}" for name in ("moments", "apply", "sums", "back", "columns")}
     assert {launch.kernel for launch in run.launches} == chunks
 
 
 def _results(run: HostDevice, case: Case, dtype: Any = np.float32) -> list[np.ndarray]:
     dy = cases.normals(7, case.args[0].shape)[0].astype(dtype)
-    y, backward = case.call(OnHost(run), *(run.to_device(a.astype(dtype)) for a in case.args))
+    y, backward = case.call(CupyBackend(device=run), *(run.to_device(a.astype(dtype)) for a in case.args))
     return [run.to_host(a) for a in (y, *backward(run.to_device(dy)))]
 
 
@@ -117,7 +117,7 @@ def test_slabs_are_counted_anew_in_each_launch(host: Host) -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 1, 300, 2), (3, 2, 1, 135, 1)])
 def test_a_slab_of_more_channels_than_threads_keeps_the_contract(host: Host, shape: tuple[int, ...]) -> None:
     run = _device(host)
-    check_case(OnHost(run), cases.group_norm(*shape, silu=False))
+    check_case(CupyBackend(device=run), cases.group_norm(*shape, silu=False))
     assert all(launch.kernel.startswith("norm.") for launch in run.launches)
 
 
@@ -149,7 +149,7 @@ def test_a_mean_far_from_zero_costs_no_more_than_it_costs_numpy_in_float32(host:
         return [on.to_host(a) for a in (y, *backward(args[3]))]
 
     exact = results(Backend(), *(a.astype(np.float64) for a in (x, gamma, beta, dy)))
-    ours = results(OnHost(run), *map(run.to_device, (x, gamma, beta, dy)))
+    ours = results(CupyBackend(device=run), *map(run.to_device, (x, gamma, beta, dy)))
     for a, b, wanted in zip(ours, results(Backend(), x, gamma, beta, dy), exact, strict=True):
         assert np.abs(a - wanted).max() <= 1.5 * np.abs(b - wanted).max()
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cupy_checks import Host, OnHost, dtypes, layouts, misaligned, orders
-from ddpm_ref_cupy import pointwise
+from cupy_checks import Host, dtypes, layouts, misaligned, orders
+from ddpm_ref_cupy import CupyBackend, pointwise
 from ddpm_ref_cupy.device import Device
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ def pieces(draw: Any) -> Case:
 @settings(deadline=None, max_examples=60)
 @given(pieces(), orders, dtypes, layouts)
 def test_they_keep_the_contract(host: Host, case: Case, order: str, dtype: Any, layout: str) -> None:
-    check_case(OnHost(host(order)), case, dtype, layout)
+    check_case(CupyBackend(device=host(order)), case, dtype, layout)
 
 
 def _same(found: Array, wanted: Array) -> None:
@@ -49,7 +49,7 @@ def test_their_bits_are_numpys(host: Host, case: Case, dtype: Any) -> None:
     args = [a.astype(dtype) for a in case.args]
     y, backward = case.call(Backend(), *args)
     run = host()
-    found, found_backward = case.call(OnHost(run), *map(run.to_device, args))
+    found, found_backward = case.call(CupyBackend(device=run), *map(run.to_device, args))
     _same(found, y)
     dy = cases.normals(5, y.shape)[0].astype(dtype)
     gradients, wanted = found_backward(run.to_device(dy)), backward(dy)
@@ -82,7 +82,7 @@ def test_views_may_begin_anywhere(host: Host, kind: str) -> None:
     run = host()
     a, b = (misaligned(run, x.astype(np.float32)) for x in cases.normals(1, (2, 3, 3, 8), (2, 3, 3, 8)))
     args: tuple[Any, ...] = {"upsample": (a,), "dropout": (a, misaligned(run, np.abs(b) % 1), 0.5)}.get(kind, (a, b))
-    y, backward = getattr(OnHost(run), kind)(*args)
+    y, backward = getattr(CupyBackend(device=run), kind)(*args)
     wanted, wanted_backward = getattr(ops, kind)(*args)
     _same(y, wanted)
     dy = misaligned(run, cases.normals(2, y.shape)[0].astype(np.float32))
@@ -117,14 +117,14 @@ def test_silu_of_what_overflows_the_exponential_is_zero(host: Host) -> None:
 def test_more_images_than_a_grid_has_rows_are_walked_to(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "_MOST_IMAGES", 2)
     for case in (cases.upsample(5, 2, 3, 4), cases.concat(5, 2, 3, 4, 3)):
-        check_case(OnHost(host()), case)
+        check_case(CupyBackend(device=host()), case)
 
 
 def test_more_numbers_than_a_grid_has_threads_are_walked_to(host: Host) -> None:
     run = host()
     run.processors = 1
     for case in (cases.add((3, 70_001)), cases.dropout((3, 70_001), 0.3)):
-        check_case(OnHost(run), case)
+        check_case(CupyBackend(device=run), case)
 
 
 @given(st.integers(1, 2**40), st.integers(1, 200))
