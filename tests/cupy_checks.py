@@ -1,4 +1,4 @@
-"""What the tests of the CuPy backend on the CPU share: orders of threads, changes of kernels, views that begin anywhere."""
+"""What tests of the CuPy backend on the CPU share: orders of threads, changes of kernels, views that begin anywhere."""
 
 import shutil
 from collections.abc import Callable
