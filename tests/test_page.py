@@ -84,7 +84,8 @@ def test_the_same_page_is_the_same_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cell", "text"),
-    [(None, "–"), (3.14159, "3.142"), (12345.6, "12,346"), (1234567, "1,234,567"), ("x", "x"), (0.0, "0"), (7.3e-6, "7.3e-06")],
+    [(None, "–"), (3.14159, "3.142"), (12345.6, "12,346"), (1234567, "1,234,567"), ("x", "x"), (0.0, "0"),
+     (7.3e-6, "7.3e-06")],
 )  # fmt: skip
 def test_cells_show_four_digits(cell: str | int | float | None, text: str) -> None:
     assert show(cell) == text

@@ -14,7 +14,8 @@ STYLE = """
 }
 body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.2rem 6rem; background: var(--paper); color: var(--ink);
        font: 16px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.7rem; line-height: 1.25 } h2 { margin-top: 3.5rem; padding-top: .8rem; border-top: 1px solid var(--line) }
+h1 { font-size: 1.7rem; line-height: 1.25 }
+h2 { margin-top: 3.5rem; padding-top: .8rem; border-top: 1px solid var(--line) }
 .of { color: var(--soft); font-weight: normal; font-size: .95rem; margin-left: .6rem }
 p, li { max-width: 48rem } figure { margin: 1.5rem 0; overflow-x: auto }
 figcaption, caption { color: var(--soft); font-size: .88rem; text-align: left; max-width: 48rem }
