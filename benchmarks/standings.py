@@ -7,6 +7,7 @@
 Noisy rows are never the best of anything while a quotable one is there.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ NEAR_BEST = 0.8
 
 @dataclass(frozen=True)
 class Group:
-    """Rows with one key, from one file: the same work by several contenders. ours: None where no backend of ours ran."""
+    """Rows with one key, from one file: the same work by several contenders.
+
+    ours, peer: the best of our backends and of the others, None where none ran.
+    """
 
     rows: tuple[Row, ...]
     ours: Row | None
@@ -52,6 +56,13 @@ class Machine:
 
     def at(self, *levels: str) -> list[Group]:
         return [group for group in self.groups if group.any.level in levels]
+
+    @property
+    def common(self) -> tuple[str, ...]:
+        """What need not be said of every row, being the same in all: the precision, the threads."""
+        rows = [row for group in self.groups for row in group.rows]
+        kinds, threads = {row.precision or row.dtype for row in rows}, {row.threads for row in rows if row.axis != "threads"}
+        return tuple(word for word, found in (("precision", kinds), ("threads", threads)) if len(found) == 1)
 
     @property
     def ceilings(self) -> list[Ceiling]:
@@ -103,10 +114,11 @@ def ratio(ours: Row, other: Row) -> Spread:
 
 
 def _order(group: Group) -> tuple[object, ...]:
-    """Levels as in LEVELS; within one by case, precision, batch, x and threads."""
+    """Levels as in LEVELS; within one by case (the numbers in it as numbers), x, batch, precision and threads."""
     row = group.any
+    case = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", row.case) if word]
     kind = row.precision or row.dtype or ""
-    return (LEVELS.index(row.level), row.case, row.axis or "", kind, row.batch or 0, row.x or 0, row.threads or 0)
+    return (LEVELS.index(row.level), case, row.axis or "", row.x or 0, row.batch or 0, kind, row.threads or 0)
 
 
 def losses(machine: Machine) -> list[tuple[Group, Row, Spread]]:

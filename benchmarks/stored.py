@@ -3,7 +3,7 @@
 A result file is JSON with "format": 1, what one call of `python -m benchmarks` measured on one machine: where and how
 (machine, versions, commit, command …), the ceilings of that machine, rows, fitted exponents, and what was left out.
 A row is one contender at one case; rows whose `Row.key` is equal did the same work and may be set side by side.
-What `benchmarks/gpu.py` and `gpu_conv.py` store has an older form; `stored_gpu` turns a folder of it into the same rows.
+What `benchmarks/gpu.py` and `gpu_conv.py` store has an older form; `stored_gpu` turns a folder of it into such rows.
 """
 
 import json
