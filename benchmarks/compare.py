@@ -1,9 +1,9 @@
 """What got slower between two result files: python -m benchmarks compare OLD.json NEW.json
 
 A row of ours is called slower when its rounds in NEW stand above those in OLD, each made longer by --bound, in a
-one-sided Mann-Whitney test, whose p-value is exact and takes nothing for granted about the noise but that rounds are independent
-and alike. Holm's correction runs over all rows tested, so if no row is slower by more than the bound, the chance that
-any is called so is at most --alarm, for the whole comparison. Faster is judged likewise, by itself. A row with too few
+one-sided Mann-Whitney test, whose p-value is exact and takes nothing for granted about the noise but that rounds are
+independent and alike. Holm's correction runs over all rows tested, so if no row is slower by more than the bound, the
+chance that any is called so is at most --alarm, for the whole comparison. Faster is judged likewise, by itself. A row with too few
 rounds for any outcome to be significant is not judged: it is named if its ranges lie apart by more than the bound.
 
 What all rounds of one file share (a warmer machine, a busier neighbour) no such test can see: the peers, whose code did
@@ -13,6 +13,7 @@ Exit status: 0 nothing got slower, 1 something did, 2 the files cannot be compar
 """
 
 import argparse
+import math
 import re
 import statistics
 import sys
@@ -26,7 +27,6 @@ import numpy as np
 from benchmarks.report_tables import label
 from benchmarks.report_tables import time as as_time
 from benchmarks.stored import LEVELS, Result, Row, read_result
-from ddpm_ref.extras import import_extra
 
 ALARM = 0.01
 GROWN, GROWN_GIB = 0.05, 1 / 64
@@ -87,14 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 def judge(pairs: Sequence[Pair], bound: float = 0.05, alarm: float = ALARM) -> Verdict:
     """Slower and faster beyond bound, each with a chance of at most `alarm` of one false name among all pairs."""
     _check(bound, alarm)
-    family = [pair for pair in pairs if _least_p(pair) <= alarm]
-    # The rows that a correction over so many could never call are left out, so that they do not weigh on the others;
-    # which they are depends on the numbers of rounds alone, never on the times.
-    while enough := [pair for pair in family if _least_p(pair) <= alarm / len(family)]:
-        if len(enough) == len(family):
-            break
-        family = enough
-    family = enough
+    family = _judgeable(pairs, alarm)
     shorter = [p_longer(old.seconds, new.seconds, bound) for old, new in family]
     longer = [p_longer(new.seconds, old.seconds, bound) for old, new in family]
     slower, faster = holm(shorter, alarm), holm(longer, alarm)
@@ -114,10 +107,11 @@ def p_longer(first: Sequence[float], second: Sequence[float], bound: float) -> f
 
     A tie counts for the hypothesis, so the test errs on that side.
     """
-    stats = import_extra("scipy.stats", "comparing benchmarks")
+    from scipy.stats import mannwhitneyu
+
     longest = np.nextafter((1 + bound) * np.asarray(first, np.float64), np.inf)
     exact = len(first) * len(second) <= 10_000
-    found = stats.mannwhitneyu(second, longest, alternative="greater", method="exact" if exact else "asymptotic")
+    found = mannwhitneyu(second, longest, alternative="greater", method="exact" if exact else "asymptotic")
     return float(found.pvalue)
 
 
@@ -131,11 +125,21 @@ def holm(p: Sequence[float], alarm: float) -> list[bool]:
     return called
 
 
+def _judgeable(pairs: Sequence[Pair], alarm: float) -> list[Pair]:
+    """The most rows that a correction over all of them could call, were their rounds apart altogether.
+
+    The others would only weigh on these. Which they are depends on the numbers of rounds, never on the times, so that
+    leaving them out is no choice by result.
+    """
+    least = [_least_p(pair) for pair in pairs]
+    limit = max((p for p in set(least) if p * sum(one <= p for one in least) <= alarm), default=0.0)
+    return [pair for pair, p in zip(pairs, least, strict=True) if p <= limit]
+
+
 def _least_p(pair: Pair) -> float:
     """The p-value if all rounds of one file lie above all of the other: 1 in (n + m choose n)."""
     n, m = (len(row.seconds) for row in pair)
-    special = import_extra("scipy.special", "comparing benchmarks")
-    return float(1 / special.comb(n + m, n)) if n and m else 1.0
+    return 1 / math.comb(n + m, n)
 
 
 def _apart(pair: Pair, bound: float) -> bool:

@@ -5,8 +5,8 @@
     scaling-MACHINE     time along each axis, with the fitted exponents
 
 Of matplotlib only its classes are used, never pyplot. A contender has the same colour in every picture; colours are of
-the palettes of Okabe and Ito and of Tol, told apart by the colour-blind, and in curves the marker says it again. The SVG files hold no date and
-no random names, so the same rows give the same file.
+the palettes of Okabe and Ito and of Tol, told apart by the colour-blind, and in curves the marker says it again. The
+SVG files hold no date and no random names, so the same rows give the same file.
 """
 
 import io
@@ -185,7 +185,8 @@ def _draw_roofline(machine: Machine, colours: dict[str, str]) -> Any:
     for row in rows:
         x, y = (row.flops or 0) / (row.bytes or 1), (row.flops or 0) / row.median / 1e9
         size = 70 if row.level == "steps" else 34
-        axes.scatter(x, y, size, colours[row.contender], shapes[_kind(row)], edgecolors=INK, linewidths=0.4, alpha=0.85)
+        look = {"color": colours[row.contender], "marker": shapes[_kind(row)], "edgecolors": INK, "linewidths": 0.4}
+        axes.scatter(x, y, size, alpha=0.85, **look)
     x = [(row.flops or 0) / (row.bytes or 1) for row in rows]
     _roofs(axes, machine, min(x) / 2, max(x) * 2)
     axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")

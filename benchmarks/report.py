@@ -53,11 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     text = report(machines, _from(args.out, args.results))
     if args.check:
         return _check(args.out, text, [folder / file for machine in machines for file in _files(machine)])
+    try:
+        drawn = [path for machine in machines for path in draw(machine, folder)]
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 2
     write_text(args.out, text)
-    for machine in machines:
-        for path in draw(machine, folder):
-            print(path)
-    print(args.out)
+    print("\n".join(map(str, [*drawn, args.out])))
     return 0
 
 

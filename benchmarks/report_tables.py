@@ -21,7 +21,7 @@ def time(seconds: float) -> str:
 
 
 def figures(value: float) -> str:
-    """Three significant figures, never in powers of ten."""
+    """Three significant figures, three decimals at most, never in powers of ten."""
     if value == 0:
         return "0"
     places = next((k for k, least in enumerate((99.95, 9.995, 0.9995)) if abs(value) >= least), 3)

@@ -61,7 +61,10 @@ class Machine:
     def common(self) -> tuple[str, ...]:
         """What need not be said of every row, being the same in all: the precision, the threads."""
         rows = [row for group in self.groups for row in group.rows]
-        kinds, threads = {row.precision or row.dtype for row in rows}, {row.threads for row in rows if row.axis != "threads"}
+        kinds, threads = (
+            {row.precision or row.dtype for row in rows},
+            {row.threads for row in rows if row.axis != "threads"},
+        )
         return tuple(word for word, found in (("precision", kinds), ("threads", threads)) if len(found) == 1)
 
     @property

@@ -113,7 +113,8 @@ def read_result(path: Path, name: str | None = None) -> Result:
     parts = {"rows": Row, "ceilings": Ceiling, "fits": Fit}
     values = {word: value for word, value in stored.items() if word not in parts and value is not None}
     for word, kind in parts.items():
-        given = stored.get(word) or []
+        given = stored.get(word)
+        given = [] if given is None and word != "rows" else given
         _wanted(isinstance(given, list), f"{path}: {word}", "a list", given)
         values[word] = tuple(_made(kind, one, f"{path}: {word}[{at}]") for at, one in enumerate(given))
     machine = values.get("machine")
