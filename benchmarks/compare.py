@@ -1,10 +1,11 @@
 """What got slower between two result files: python -m benchmarks compare OLD.json NEW.json
 
-A row of ours is called slower when its rounds in NEW stand above those in OLD, each made longer by --bound, in a
-one-sided Mann-Whitney test, whose p-value is exact and takes nothing for granted about the noise but that rounds are
+A row of ours is called slower when its rounds in NEW stand above those in OLD, each made longer by --bound, in a one-
+sided Mann-Whitney test, whose p-value is exact and takes nothing for granted about the noise but that rounds are
 independent and alike. Holm's correction runs over all rows tested, so if no row is slower by more than the bound, the
-chance that any is called so is at most --alarm, for the whole comparison. Faster is judged likewise, by itself. A row with too few
-rounds for any outcome to be significant is not judged: it is named if its ranges lie apart by more than the bound.
+chance that any is called so is at most --alarm, for the whole comparison. Faster is judged likewise, by itself. A row
+with too few rounds for any outcome to be significant is not judged: it is named if its ranges lie apart by more than
+the bound.
 
 What all rounds of one file share (a warmer machine, a busier neighbour) no such test can see: the peers, whose code did
 not change between OLD and NEW, are the control, and how much they moved is printed beside the verdict.

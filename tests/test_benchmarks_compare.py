@@ -171,11 +171,12 @@ def test_false_alarms_are_as_rare_as_stated(rng: np.random.Generator, noise: str
     """200 comparisons of 20 rows, none slower by more than the bound, each at exactly the bound (the worst case).
 
     Stated rate 0.2 for any false name in a comparison. The test fails by chance with probability below 1e-4: of 200
-    comparisons with rate at most 0.2, more than 63 have an alarm with probability 4e-5. That more than 12 have one
-    shows that the bound is not met by never naming anything (Holm over 20 exact tests of 8 rounds reaches about 0.17).
+    comparisons with rate at most 0.2, more than 63 have an alarm with probability 4e-5. That more than 10 have one
+    shows that the bound is not met by never naming anything: 20 exact tests of 8 rounds reach 0.138, and 10 or fewer
+    of 200 have an alarm with probability 5e-5.
     """
     alarms = sum(bool(judge(pairs_of(rng, NOISE[noise], 20, 8, 1.05), 0.05, 0.2).slower) for _ in range(200))
-    assert 12 < alarms <= 63
+    assert 10 < alarms <= 63
 
 
 def test_a_real_change_is_found(rng: np.random.Generator) -> None:
