@@ -1,17 +1,17 @@
 """The command line: `ddpm-ref COMMAND`, the same as `python -m ddpm_ref COMMAND`."""
 
 import argparse
+import importlib
 import io
 import os
 import sys
 import warnings
 
-from ddpm_ref import __version__
-from ddpm_ref.nn.plan import PRESETS
-from ddpm_ref.objective import ERRORS
-from ddpm_ref.reverse import PARAMETRISATIONS
-from ddpm_ref.schedule import SCHEDULES
+from ddpm_ref import __version__, options
 from ddpm_ref.train import RECIPES, Diverged
+
+EXPERIMENTS: tuple[str, ...] = ()
+"""Commands that are modules of `ddpm_ref.experiments`, each with TEXT, MORE, `add_options(parser)` and `run(args)`."""
 
 DESCRIPTION = """Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel 2020) in NumPy.
 
@@ -44,12 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         "train on 1,500 digits, draw 100 new ones, write pictures",
         "\nNeeds no data and no download; takes minutes.",
     )
-    _shared(demo, "where to write (runs/demo, or the first of runs/demo-2, -3 … that is new)")
-    _drawing(demo)
+    options.shared(demo, "where to write (runs/demo, or the first of runs/demo-2, -3 … that is new)")
+    options.drawing(demo)
     demo.add_argument("--steps", type=int, help=f"training steps ({RECIPES['digits'][0]})")
     demo.add_argument("--resume", metavar="FOLDER", help="go on with a demo that was stopped")
-    demo.set_defaults(**{k: None for k in _NETWORK_OPTIONS}, preset="digits", data="digits", schedule="linear", T=1000,
-                      dtype="float32", save_every=None, log_every=None)  # fmt: skip
+    demo.set_defaults(**{k: None for k in options.NETWORK_OPTIONS}, preset="digits", data="digits", schedule="linear",
+                      T=1000, dtype="float32", save_every=None, log_every=None)  # fmt: skip
 
     train = command(
         "train",
@@ -57,18 +57,18 @@ def _parser() -> argparse.ArgumentParser:
         "\nSIGINT (Ctrl-C) and SIGTERM finish the step, save and exit; --resume goes on bit for bit.\n\n"
         "examples:\n  ddpm-ref train --preset mnist --data train-images-idx3-ubyte.gz\n"
         "  ddpm-ref train --preset cifar10 --data cifar-10-batches-bin --micro-batch 8\n"
-        "  ddpm-ref train --preset mnist --data my-photos --image-size 32\n\n" + _recipes(),
+        "  ddpm-ref train --preset mnist --data my-photos --image-size 32\n\n" + options.recipes(),
     )
-    _shared(train, "where to write (runs/PRESET, or the first of runs/PRESET-2, -3 … that is new)")
-    _training(train)
+    options.shared(train, "where to write (runs/PRESET, or the first of runs/PRESET-2, -3 … that is new)")
+    options.training(train)
 
     sample = command(
         "sample", "draw images from a checkpoint", "\nWrites samples.npz, samples.png, denoising.png and denoising.gif."
     )
-    _shared(
+    options.shared(
         sample, "where to write (samples-SEED in the run's folder, or the first of samples-SEED-2, -3 … that is new)"
     )
-    _drawing(sample, checkpoint=True)
+    options.drawing(sample, checkpoint=True)
 
     evaluate = command(
         "evaluate",
@@ -77,8 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "distance on raw pixels to the training images and the median distance to the nearest of them, each\n"
         "with its limit (chosen for the digits). Exits with 1 if one is broken.",
     )
-    _shared(evaluate, "where to write (evaluation-SEED in the run's folder, or the first of -2, -3 … that is new)")
-    _drawing(evaluate, checkpoint=True, count=False)
+    options.shared(
+        evaluate, "where to write (evaluation-SEED in the run's folder, or the first of -2, -3 … that is new)"
+    )
+    options.drawing(evaluate, checkpoint=True, count=False)
 
     info = command("info", "say what a checkpoint holds")
     info.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
@@ -104,161 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--only", nargs="+", metavar="ID", help="these properties alone")
     check.add_argument("--json", action="store_true", help="the report as JSON")
     check.add_argument("--seed", type=int, default=0, help="of all random inputs")
+
+    for name in EXPERIMENTS:
+        experiment = importlib.import_module(f"ddpm_ref.experiments.{name}")
+        experiment.add_options(command(name, experiment.TEXT, experiment.MORE))
     return parser
-
-
-def _recipes() -> str:
-    """The presets as a table."""
-    row = "{:<13}{:>6}{:>9}{:>7}{:>9}{:>8}{:>8}".format
-    lines = [row("preset", "size", "steps", "batch", "lr", "warmup", "ema")]
-    for name, (steps, s) in RECIPES.items():
-        lines.append(row(name, PRESETS[name].image_size, steps, s.batch, s.adam.lr, s.adam.warmup, s.adam.ema))
-    more = "With fewer steps also lower --warmup and --ema (0.995 looks back over about 200 steps)."
-    return "\n".join([*lines, more])
-
-
-def _shared(parser: argparse.ArgumentParser, where: str) -> None:
-    """What every command that computes takes; where: the default of --out."""
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of initial weights, training and sampling noise; the held-out images do not depend on it",
-    )
-    parser.add_argument(
-        "--backend",
-        metavar="NAME",
-        help="what runs the hot loops: one of `ddpm-ref backends`, or package.module:Class (numba if it can be used, "
-        "else numpy)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="of the backend (OMP_NUM_THREADS or the backend's own variable if set, else one for each core)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "tf32", "bf16"),
-        help="of the backend's matrix products, where it has more than one (cupy: fp32)",
-    )
-    parser.add_argument("--out", metavar="FOLDER", help=where)
-
-
-def _drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count: bool = True) -> None:
-    """How to sample: Algorithm 2 and the released code's variations."""
-    if checkpoint:
-        parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
-        parser.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (as trained unless given)")
-    else:
-        parser.set_defaults(var=None)
-    if count:
-        parser.add_argument("--count", type=int, default=100, metavar="N", help="how many images to draw")
-    parser.add_argument("--draw-batch", type=int, default=100, metavar="N", help="images drawn at a time")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last parameters")
-    parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")
-    clip = argparse.BooleanOptionalAction
-    parser.add_argument(
-        "--clip", action=clip, default=True, help="clip x̂_0 to [-1, 1] at each step, as the released code"
-    )
-
-
-_NETWORK_OPTIONS = (
-    "base", "mult", "blocks", "attention_levels", "groups", "dropout", "predicts", "error", "weight", "w_simple",
-    "w_elbo", "learned_weights", "lr", "warmup", "ema", "clip_norm", "batch", "micro_batch", "flips", "image_size",
-    "levels", "pad", "held_out", "beta_1", "beta_T",
-)  # fmt: skip
-
-
-def _training(parser: argparse.ArgumentParser) -> None:
-    """Everything about a training run; what is not given comes from the preset."""
-    p = parser
-    p.add_argument("--preset", choices=PRESETS, default="digits", help="network and settings to begin from")
-    p.add_argument("--steps", type=int, help="train to this step (the preset's unless given)")
-    p.add_argument(
-        "--resume",
-        metavar="FOLDER",
-        help="go on with a run; only --steps, --backend, --threads, --precision, --save-every, --log-every may change",
-    )
-    p.add_argument(
-        "--save-every", type=int, metavar="K", help="steps between checkpoints, of which two are kept (1000)"
-    )
-    p.add_argument("--log-every", type=int, metavar="K", help="steps between rows of log.csv (20)")
-    p.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of the parameters")
-
-    p.add_argument("--batch", type=int, metavar="N", help="images a step (the preset's unless given)")
-
-    _data_options(p)
-    _network_options(p)
-    _process_options(p)
-    _optimiser_options(p)
-
-
-def _data_options(p: argparse.ArgumentParser) -> None:
-    data = p.add_argument_group("data")
-    data.add_argument("--data", default="digits", metavar="SOURCE",
-                      help="digits, an IDX file, CIFAR-10 binaries, a folder of PNG or JPEG, .npy or .npz")  # fmt: skip
-    data.add_argument(
-        "--image-size",
-        type=int,
-        metavar="S",
-        help="crop and resize pictures of a folder to S x S (needed unless all are one square size)",
-    )
-    data.add_argument("--pad", type=int, metavar="S", help="pad images to S x S (mnist: 32)")
-    data.add_argument("--levels", type=int, metavar="K", help="grey levels of the data (256; digits: 17)")
-    data.add_argument(
-        "--held-out", type=int, metavar="N", help="images kept from training, 0 for none (a tenth; digits: 297)"
-    )
-    data.add_argument("--flips", action=argparse.BooleanOptionalAction, help="mirror images with probability 1/2")
-
-
-def _network_options(p: argparse.ArgumentParser) -> None:
-    net = p.add_argument_group("network (the preset's unless given)")
-    net.add_argument("--base", type=int, help="width of the first level")
-    net.add_argument("--mult", type=int, nargs="+", metavar="M", help="width of each level, in multiples of --base")
-    net.add_argument("--blocks", type=int, help="residual blocks a level")
-    net.add_argument("--attention-levels", type=int, nargs="*", metavar="I", help="levels with attention, from 0")
-    net.add_argument("--groups", type=int, help="groups of every GroupNorm; must divide every width")
-    net.add_argument("--dropout", type=float, help="rate while training")
-
-
-def _process_options(p: argparse.ArgumentParser) -> None:
-    process = p.add_argument_group("diffusion and objective (the paper's L_simple unless given)")
-    process.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        default="linear",
-        help="of β_t; the paper compares linear, quadratic and constant",
-    )
-    process.add_argument("--T", type=int, default=1000, help="steps of the diffusion")
-    process.add_argument("--beta-1", type=float, metavar="B", help="first β of the schedule (0.0001)")
-    process.add_argument("--beta-T", type=float, metavar="B", help="last β (0.02); scale both by 1000/T with another T")
-    process.add_argument(
-        "--predicts",
-        choices=PARAMETRISATIONS,
-        help="what the network predicts: ε, x_0, the mean μ̃, or v (Salimans & Ho)",
-    )
-    process.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (beta); learned needs --w-elbo")
-    process.add_argument("--error", choices=ERRORS, help="between output and target (squared)")
-    process.add_argument("--weight", choices=("simple", "bound"), help="of each t: simple = 1, bound = Eq. 12")
-    process.add_argument("--w-simple", type=float, metavar="W", help="weight of L_simple (1)")
-    process.add_argument(
-        "--w-elbo", type=float, metavar="W", help="weight of the bound's term, nats/dim, not multiplied by T (0)"
-    )
-    process.add_argument(
-        "--learned-weights", action="store_true", default=None, help="divide each t's loss by a learned e^s_t"
-    )
-
-
-def _optimiser_options(p: argparse.ArgumentParser) -> None:
-    opt = p.add_argument_group("optimiser (the preset's unless given)")
-    opt.add_argument("--lr", type=float, help="Adam's learning rate")
-    opt.add_argument("--warmup", type=int, metavar="K", help="steps over which the learning rate rises from 0")
-    opt.add_argument("--ema", type=float, help="decay of the averaged parameters")
-    opt.add_argument("--clip-norm", type=float, metavar="G", help="clip the gradient's norm here; 0: never (1)")
-    opt.add_argument(
-        "--micro-batch", type=int, metavar="N", help="images at a time within a step: less memory, same gradient"
-    )
 
 
 _WITH_RESUME = {
@@ -298,6 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         commands.check_counts(args)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)
+            if args.command in EXPERIMENTS:
+                return int(importlib.import_module(f"ddpm_ref.experiments.{args.command}").run(args))
             return int(getattr(commands, args.command)(args))
     except Diverged as error:
         print(f"ddpm-ref: training stopped: {error}. The last checkpoint is kept; try a lower --lr.", file=sys.stderr)

@@ -3,44 +3,24 @@
 import argparse
 import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ddpm_ref import pictures
-from ddpm_ref.backend import Backend
 from ddpm_ref.backend_command import taken
-from ddpm_ref.checks import Array, check_int
+from ddpm_ref.checks import check_int
 from ddpm_ref.discovery import get_backend
+from ddpm_ref.drawing import draw, drawing_facts, run_folder
 from ddpm_ref.experiments import quality
-from ddpm_ref.extras import import_extra
 from ddpm_ref.files import run as runs
-from ddpm_ref.files.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from ddpm_ref.files.checkpoint import latest_checkpoint, load_checkpoint
 from ddpm_ref.files.source import DataSource, reopen_source
 from ddpm_ref.from_options import new_trainer, read_facts, resumed_trainer
 from ddpm_ref.gallery import Watch, noising_strip, save_samples
-from ddpm_ref.memory import keep_freed_memory
-from ddpm_ref.reverse import check_temperature
-from ddpm_ref.sampling import batches, generate_steps
+from ddpm_ref.terminal import bar, need, new_folder, quote, say
 from ddpm_ref.train import StepReport, Trainer
-
-
-def say(text: str) -> None:
-    """A line for the user."""
-    print(text, flush=True)
-
-
-@contextmanager
-def bar(total: int, what: str, unit: str, done: int = 0) -> Iterator[Any]:
-    """A progress bar with the time left; silent when standard error is no terminal."""
-    tqdm = import_extra("tqdm", "a progress bar").tqdm
-    with tqdm(total=total, initial=done, desc=what, unit=unit, disable=None, dynamic_ncols=True, smoothing=0.05) as one:
-        yield one
-
 
 # --- training --------------------------------------------------------------------------------------------------------
 
@@ -109,15 +89,6 @@ def open_run(args: argparse.Namespace, default: str) -> tuple[Path, Trainer, Dat
     return runs.open_folder(folder), trainer, source, settings
 
 
-def new_folder(default: str | Path) -> Path:
-    """The first of default, default-2, … that is not yet there."""
-    folder, number = Path(default), 1
-    while folder.exists():
-        number += 1
-        folder = Path(f"{default}-{number}")
-    return folder
-
-
 def go_on(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run that was stopped."""
     given = [("--backend", args.backend), ("--threads", args.threads), ("--precision", args.precision)]
@@ -125,65 +96,7 @@ def go_on(args: argparse.Namespace, folder: Path) -> str:
     return shlex.join(["ddpm-ref", args.command, "--resume", str(folder), *options])
 
 
-def quote(path: str | Path) -> str:
-    """A path as it can be pasted into a shell."""
-    return shlex.quote(str(path))
-
-
-def need(*modules: str) -> None:
-    """Import what a command will use at its end before it begins, so that no work is lost for want of it."""
-    for module in modules:
-        import_extra(module, "this command")
-
-
 # --- sampling --------------------------------------------------------------------------------------------------------
-
-
-def sampler_settings(checkpoint: Checkpoint, args: argparse.Namespace, backend: Backend) -> dict[str, Any]:
-    """The arguments of `generate_steps` that the command line and the checkpoint's objective give, checked."""
-    objective = checkpoint.settings.objective
-    var = args.var or objective.var
-    if objective.var != "learned" and var == "learned":
-        raise ValueError("var: this checkpoint's network was trained without log-variance channels")
-    if objective.var == "learned" and var != "learned":
-        raise ValueError(f"var: this checkpoint's network gives its own variances; got {var!r}")
-    check_temperature(args.temperature)
-    return {
-        "seed": args.seed,
-        "backend": backend,
-        "predicts": objective.predicts,
-        "var": var,
-        "clip": args.clip,
-        "temperature": args.temperature,
-    }
-
-
-def draw(
-    checkpoint: Checkpoint,
-    count: int,
-    args: argparse.Namespace,
-    backend: Backend,
-    watch: Watch | None = None,
-) -> Array:
-    """count samples of a checkpoint by Algorithm 2 with a progress bar, (count, H, W, C) in [-1, 1].
-
-    watch(t, x_t, x̂_0) sees the steps it wants of the first batch.
-    """
-    keep_freed_memory()
-    T, settings = checkpoint.schedule.T, sampler_settings(checkpoint, args, backend)
-    params = checkpoint.params(args.weights)
-    images = []
-    with bar(T * -(-count // args.draw_batch), f"drawing {count} images", "step") as progress:
-        for number, samples in enumerate(batches(count, args.draw_batch)):
-            steps = generate_steps(
-                checkpoint.net, params, checkpoint.schedule, samples, checkpoint.data.shape, **settings
-            )
-            for t, x_t, x_0 in steps:
-                if watch and number == 0 and watch.wants(t):
-                    watch(t, backend.to_host(x_t), backend.to_host(x_0))
-                progress.update(t > 0)
-            images.append(backend.to_host(x_t))
-    return np.clip(np.concatenate(images), -1, 1)
 
 
 def sample(args: argparse.Namespace) -> int:
@@ -201,27 +114,6 @@ def sample(args: argparse.Namespace) -> int:
     for path in paths:
         say(f"wrote {path}")
     return 0
-
-
-def drawing_facts(checkpoint: Checkpoint, args: argparse.Namespace, backend: Backend) -> dict[str, Any]:
-    """How samples were made, for their folder; raises for bad arguments."""
-    settings = sampler_settings(checkpoint, args, backend)
-    settings["backend"] = backend.describe()._asdict()
-    return runs.describe(
-        checkpoint=str(args.checkpoint),
-        step=checkpoint.state.step,
-        weights=args.weights,
-        draw_batch=args.draw_batch,
-        **settings,
-        network=asdict(checkpoint.config),
-        schedule={"name": checkpoint.schedule.name, "T": checkpoint.schedule.T},
-    )
-
-
-def run_folder(args: argparse.Namespace) -> Path:
-    """The folder of the checkpoint that was named."""
-    path = Path(args.checkpoint)
-    return path if path.is_dir() else path.parent
 
 
 # --- demo, evaluate, info --------------------------------------------------------------------------------------------
