@@ -27,10 +27,10 @@ COLOURS = {
     "numba": "#0072B2", "cupy": "#009E73", "numpy": "#56B4E9", "cupy eager": "#66CDAA", "cupy windows": "#8DA0CB",
     "torch contiguous": "#DDCC77", "torch channels_last": "#E69F00", "torch eager": "#F0E442",
     "torch compile": "#D55E00", "torch graph": "#CC79A7", "torch autotune": "#A6761D", "torch cudnn": "#882255",
-    "jax": "#555555",
+    "torch compiled graph": "#CC6677", "jax jit": "#555555",
 }  # fmt: skip
 """Ours are blue and green, peers yellow to red, JAX grey."""
-OTHERS = ("#AA4499", "#999933", "#332288", "#117733", "#000000", "#CC6677")
+OTHERS = ("#AA4499", "#999933", "#332288", "#117733", "#000000", "#44AA99")
 MARKERS = "osD^vP*X<>ph8d"
 INK, GRID = "#333333", "#e6e6e6"
 FARTHEST = 4.0
