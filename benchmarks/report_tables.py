@@ -1,0 +1,331 @@
+"""The tables of RESULTS.md, each as Markdown, each empty where a machine has nothing for it."""
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks import standings
+from benchmarks.standings import Group, Machine
+from benchmarks.stored import Result, Row, Spread
+
+NONE = "–"
+
+
+# --- figures as text -------------------------------------------------------------------------------------------------
+
+
+def time(seconds: float) -> str:
+    """Three figures in the unit that suits: 12.3 ms."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{figures(seconds / scale)} {unit}"
+    return f"{figures(seconds / 1e-6)} µs"
+
+
+def figures(value: float) -> str:
+    """Three significant figures, three decimals at most, never in powers of ten."""
+    if value == 0:
+        return "0"
+    places = next((k for k, least in enumerate((99.95, 9.995, 0.9995)) if abs(value) >= least), 3)
+    return f"{value:,.{places}f}"
+
+
+def rate(value: float, unit: str) -> str:
+    """GFLOP/s and GB/s, in thousands of them where there are many."""
+    return (
+        f"{figures(value / 1e3)} T{unit[1:]}" if value >= 1e4 and unit.startswith("G") else f"{figures(value)} {unit}"
+    )
+
+
+def times(spread: Spread) -> str:
+    """A ratio with its quartiles: 1.42 (1.40–1.45)."""
+    low, middle, high = spread
+    quartiles = f" ({low:.2f}–{high:.2f})" if low and high else ""
+    return f"{middle:.2f}{quartiles}"
+
+
+def part(value: float | None) -> str:
+    return NONE if value is None else f"{value:.0%}" if value >= 0.0995 else f"{100 * value:.2g}%"
+
+
+def memory(row: Row | None) -> str:
+    """The peak, and in brackets what was held before the network was made."""
+    if row is None or row.peak_memory_gib is None:
+        return NONE
+    start = "" if row.start_memory_gib is None else f" ({row.start_memory_gib:.2f})"
+    return f"{row.peak_memory_gib:.2f}{start}"
+
+
+def quoted(row: Row | None) -> str:
+    """The time of a row, unless it is noisy."""
+    return NONE if row is None else "noisy" if row.noisy else time(row.median)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; the first column is words, the others figures."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    if not rows:
+        return ""
+    lines = [list(head), ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def label(row: Row, common: Sequence[str] = ()) -> str:
+    """What a row did, in words: train cifar10, batch 128, tf32. common: "precision" and "threads" go without saying."""
+    kind = None if "precision" in common else row.precision or row.dtype
+    words = [row.case]
+    if row.axis and row.x is not None:
+        words.append(f"{row.axis} {row.x:g}")
+    if row.batch is not None and row.axis != "batch":
+        words.append(f"batch {row.batch}")
+    words += [kind] if kind else []
+    if row.threads is not None and row.axis != "threads" and "threads" not in common:
+        words.append(f"{row.threads} thread{'s' if row.threads > 1 else ''}")
+    return ", ".join(words)
+
+
+# --- where we lose ---------------------------------------------------------------------------------------------------
+
+
+def losses(machines: Sequence[Machine]) -> str:
+    """Every row in which a peer is faster than our best backend, or holds less memory, worst first."""
+    found = sorted(
+        ((machine, *one) for machine in machines for one in standings.losses(machine)), key=lambda one: one[3][1]
+    )
+
+    def slower(*levels: str) -> str:
+        return table(
+            ["What", "Machine", "Ours", "Time", "Faster peer", "Its time", "Ours takes", "Ratio"],
+            (
+                [label(row), machine.name, group.ours.contender, time(group.ours.median), row.contender,
+                 time(row.median), _more(spread), times(spread)]
+                for machine, group, row, spread in found
+                if group.ours and row.level in levels
+            ),
+        )  # fmt: skip
+
+    parts = ["".join(f"- {_sum(machine)}\n" for machine in machines)]
+    if found:
+        parts += ["Every row in which a peer was faster than the best of our backends, worst first.\n"]
+    else:
+        parts += ["In no row was a peer faster than the best of our backends.\n"]
+    for title, levels in (("Whole steps and runs", ("steps", "runs")), ("Loops and curves", ("loops", "scaling"))):
+        if text := slower(*levels):
+            parts += [f"{title}:\n", text]
+    return "\n".join([*parts, _larger(machines)])
+
+
+def _more(spread: Spread) -> str:
+    """How much longer ours takes, and whether the quartiles leave it open."""
+    _, middle, high = spread
+    return f"{1 / middle - 1:.1%} longer" + (", quartiles on both sides of 1" if high and high > 1 else "")
+
+
+def _sum(machine: Machine) -> str:
+    """One line: how many compared, in how many ahead and behind, per level."""
+    words = []
+    for level in ("steps", "runs", "loops", "scaling"):
+        groups = [group for group in machine.at(level) if group.ratio]
+        sure = [group.ratio[1] for group in groups if group.ratio and not group.noisy]
+        if groups:
+            behind = sum(one < 1 for one in sure)
+            noisy = f", {len(groups) - len(sure)} noisy" if len(sure) < len(groups) else ""
+            words.append(
+                f"{level}: behind the best peer in {behind} of {len(groups)}{noisy}"
+                + (f" (ratio {min(sure):.2f} to {max(sure):.2f})" if sure else "")
+            )
+    return f"**{machine.name}**: " + ("; ".join(words) if words else "no peer was measured beside ours") + "."
+
+
+def _larger(machines: Sequence[Machine]) -> str:
+    """Where a peer needs less memory than the fastest of our backends."""
+    rows = [
+        [label(group.any), machine.name, group.ours.contender, memory(group.ours), peer.contender, memory(peer)]
+        for machine in machines
+        for group, peer in standings.larger(machine)
+        if group.ours
+    ]
+    head = ["What", "Machine", "Ours", "Peak memory", "Peer with least", "Its peak memory"]
+    return f"Where a peer holds less memory:\n\n{table(head, rows)}" if rows else ""
+
+
+# --- one machine -----------------------------------------------------------------------------------------------------
+
+
+def provenance(machine: Machine) -> str:
+    """A table for each file: what ran where, on what, from which commit, by which command."""
+    return "\n".join(_provenance(result) for result in machine.results)
+
+
+def common(machine: Machine) -> str:
+    """What the other tables need not say, being the same in every row."""
+    row = machine.groups[0].any if machine.groups else _NOBODY
+    facts = {"precision": row.precision or row.dtype, "threads": row.threads and f"{row.threads} threads"}
+    said = [str(facts[word]) for word in machine.common if facts[word]]
+    return f"\nEvery row: {', '.join(said)}.\n" if said else ""
+
+
+def _provenance(result: Result) -> str:
+    given = result.machine
+    facts: list[tuple[str, object]] = [
+        (word.replace("_", " "), ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value)
+        for word, value in given.items()
+        if word != "name" and value is not None
+    ]
+    dirty = " with changes that are not committed" if result.dirty else ""
+    facts += [
+        ("versions", ", ".join(f"{name} {version}" for name, version in result.versions.items())),
+        ("threads", result.threads),
+        ("commit", f"{result.commit}{dirty}" if result.commit else "not recorded"),
+        ("command", f"`{result.command}`" if result.command else None),
+        ("started", result.started or "not recorded"),
+        ("level", result.level),
+    ]
+    facts += [("note", note) for note in result.notes]
+    lines = table(["File", f"`{result.name}`"], ([name, str(value)] for name, value in facts if value))
+    return lines.replace("| --- | --: |", "| --- | --- |")
+
+
+def ceilings(machine: Machine) -> str:
+    """What the machine can do, as measured on the spot."""
+    return table(
+        ["What", "Precision", "Threads", "Rate", "Measured"],
+        (
+            [{"gemm": "matrix product"}.get(c.what, c.what), c.precision or NONE, str(c.threads or NONE),
+             rate(c.rate, c.unit), "in this run" if c.measured else "before it"]
+            for c in machine.ceilings
+        ),
+    )  # fmt: skip
+
+
+def steps(machine: Machine) -> str:
+    """Ours beside the best peer, then everybody's times."""
+    return _beside(machine, machine.at("steps")) + _everybody(machine, machine.at("steps"))
+
+
+def runs(machine: Machine) -> str:
+    """As steps, with images a second where pictures are drawn."""
+    groups = machine.at("runs")
+    drawn = [
+        [label(row, machine.common), row.contender, NONE if row.noisy else figures((row.batch or 0) / row.median)]
+        for group in groups
+        for row in group.rows
+        if row.batch and row.what == "sample"
+    ]
+    images = table(["Sampling", "Contender", "Images a second"], drawn)
+    return "\n".join(one for one in (_beside(machine, groups) + _everybody(machine, groups), images) if one)
+
+
+def _beside(machine: Machine, groups: Sequence[Group]) -> str:
+    """A line for each group: our best backend, the best peer, their ratio, the memory of both."""
+    return table(
+        ["What", "Ours", "Time", "Of the ceiling", "Memory", "Best peer", "Time", "Memory", "Ratio"],
+        (
+            [label(group.any, machine.common), group.ours.contender, quoted(group.ours), _fraction(group.ours),
+             memory(group.ours),
+             group.peer.contender if group.peer else NONE, quoted(group.peer), memory(group.peer), _ratio(group)]
+            for group in groups
+            if group.ours
+        ),
+    )  # fmt: skip
+
+
+def _fraction(row: Row) -> str:
+    return "noisy" if row.noisy and row.fraction else part(row.fraction)
+
+
+def _ratio(group: Group) -> str:
+    return NONE if group.ratio is None else "noisy" if group.noisy else times(group.ratio)
+
+
+def _everybody(machine: Machine, groups: Sequence[Group]) -> str:
+    """A column for each contender: its time, and that over our best backend's."""
+    names = _names(groups)
+
+    def cell(group: Group, name: str) -> str:
+        row = group.by(name)
+        if row is None or row.noisy or group.ours is None or group.ours.noisy or row is group.ours:
+            return quoted(row)
+        return f"{time(row.median)}, {standings.ratio(group.ours, row)[1]:.2f}×"
+
+    lines = ([label(group.any, machine.common), *(cell(group, name) for name in names)] for group in groups)
+    text = table(["Times, and over ours", *names], lines)
+    return f"\n{text}" if text else ""
+
+
+_NOBODY = Row("steps", "", "", False, 1.0)
+
+
+def _names(groups: Iterable[Group]) -> list[str]:
+    """Contenders, ours first."""
+    rows = _all(groups)
+    return list(dict.fromkeys(row.contender for ours in (True, False) for row in rows if row.ours == ours))
+
+
+def _all(groups: Iterable[Group]) -> list[Row]:
+    return [row for group in groups for row in group.rows]
+
+
+def loops(machine: Machine) -> str:
+    """The rate of each loop, its fraction of the ceiling, and how many times NumPy and the best peer it is."""
+
+    def cells(group: Group, row: Row) -> list[str]:
+        reached = standings.rate(row, standings.limit(row, machine.ceilings))
+        numpy = group.by("numpy")
+        over = NONE
+        if numpy and numpy is not row:
+            over = "noisy" if numpy.noisy or row.noisy else times(standings.ratio(row, numpy))
+        best = f"{_ratio(group)} {group.peer.contender}" if group.peer else NONE
+        speed = NONE if reached is None else "noisy" if row.noisy else rate(*reached)
+        return [label(row, machine.common), row.contender, quoted(row), speed, _fraction(row), over, best]
+
+    return table(
+        ["Loop", "Ours", "Time", "Rate", "Of the ceiling", "NumPy's time / ours", "Best peer's time / ours"],
+        (cells(group, group.ours) for group in machine.at("loops") if group.ours),
+    )
+
+
+def scaling(machine: Machine) -> str:
+    """The fitted exponent of each curve, and where the backend stops scaling."""
+    fits = {(f.case, f.axis, f.contender): f for result in machine.results for f in result.fits}
+    lines = []
+    for (case, axis), curves in standings.curves(machine).items():
+        for name, rows in curves.items():
+            fit = fits.get((case, axis, name))
+            error = f" ± {fit.stderr:.2f}" if fit and fit.stderr is not None else ""
+            quotable = [row for row in rows if not row.noisy]
+            span = f"{rows[0].x:g} to {rows[-1].x:g}"
+            exponent = f"{fit.exponent:.2f}{error}" if fit else NONE
+            lines.append([case, axis, span, name, exponent, *_reach(quotable)])
+    return table(
+        ["Case", "Axis", "From", "Contender", "Exponent of the time", "Best rate at", "Stops scaling at"], lines
+    )
+
+
+def _reach(rows: list[Row]) -> list[str]:
+    found = standings.reach(rows) if len(rows) > 1 else None
+    if found is None:
+        return [NONE, NONE]
+    best, fallen = found
+    return [f"{best:g}", f"{fallen:g}" if fallen is not None else f"not up to {rows[-1].x:g}"]
+
+
+def compiling(machine: Machine) -> str:
+    """Seconds before the first timed call, compilation and warm-up, for rows that have them."""
+    groups = [group for group in machine.groups if any(row.compile_seconds for row in group.rows)]
+    names = [name for name in _names(groups) if any((group.by(name) or _NOBODY).compile_seconds for group in groups)]
+
+    def cell(row: Row | None) -> str:
+        return NONE if row is None or row.compile_seconds is None else f"{figures(row.compile_seconds)} s"
+
+    lines = ([label(group.any, machine.common), *(cell(group.by(name)) for name in names)] for group in groups)
+    return table(["What", *names], lines)
+
+
+def left_out(machine: Machine) -> str:
+    """Contenders that were not measured, and why."""
+    lines = {name: why for result in machine.results for name, why in result.left_out.items()}
+    return "".join(f"- {name}: {why}\n" for name, why in lines.items())
+
+
+def noisy(machine: Machine) -> str:
+    """Rows whose spread was over the bound, named without their figures."""
+    return "".join(f"- {label(row, machine.common)}, {row.contender}\n" for row in _all(machine.groups) if row.noisy)
