@@ -17,6 +17,7 @@ from ddpm_ref.files.data import ImageData
 from ddpm_ref.files.source import reopen_source
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.params import Params
+from ddpm_ref.nn.unet import UNet
 from ddpm_ref.schedule import Schedule
 
 
@@ -53,7 +54,7 @@ class Subject:
     @cached_property
     def model(self) -> "HostModel":
         """The network's output for arrays of the host, by the backend."""
-        return HostModel(self)
+        return HostModel(self.checkpoint.net, self.params, self.backend)
 
     def facts(self, **more: Any) -> dict[str, Any]:
         """How the result was made, for its JSON file."""
@@ -71,10 +72,9 @@ class Subject:
 class HostModel:
     """output = model(x_t, t) on NumPy arrays, whatever the backend; x_t is taken in the parameters' dtype."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.backend, params = subject.backend, subject.params
-        self.dtype = params.vector.dtype
-        self.bound = subject.checkpoint.net.bind(params.like(self.backend.to_device(params.vector)), self.backend)
+    def __init__(self, net: UNet, params: Params, backend: Backend) -> None:
+        self.backend, self.dtype = backend, params.vector.dtype
+        self.bound = net.bind(params.like(backend.to_device(params.vector)), backend)
 
     def __call__(self, x_t: Array, t: Steps) -> Array:
         x_t = self.backend.to_device(np.ascontiguousarray(x_t, dtype=self.dtype))

@@ -1,0 +1,255 @@
+"""What the page says of each part: its numbers and pictures beside the paper's, and what can be compared.
+
+A section is made from what the part wrote and nothing else: section(page, work). `findings` are the paper's claims,
+each with the verdict that these numbers give.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddpm_ref.experiments import published
+from ddpm_ref.experiments.ablation_findings import DOES_NOT_HOLD, HOLDS
+from ddpm_ref.experiments.ablation_runs import read_json, saved_samples
+from ddpm_ref.experiments.page import Cell, Page
+from ddpm_ref.terminal import quote
+
+if TYPE_CHECKING:
+    from ddpm_ref.experiments.paper import Work
+
+Finding = tuple[str, str]
+"""(verdict, sentence)."""
+Section = Callable[[Page, "Work"], list[Finding]]
+
+
+def result_of(work: "Work", name: str) -> Any:
+    """The "result" of a part's JSON file."""
+    return read_json(work.folder / name / f"{name}.json")["result"]
+
+
+def verdict(holds: bool) -> str:
+    """In words."""
+    return HOLDS if holds else DOES_NOT_HOLD
+
+
+# --- Tables 1 and 2 --------------------------------------------------------------------------------------------------
+
+
+def ablation(page: Page, work: "Work") -> list[Finding]:
+    """Table 2, and with it Table 1's two rows."""
+    found, folder = result_of(work, "ablation"), work.folder / "ablation"
+    page.command(
+        f"ddpm-ref ablation --preset {work.plan.preset} --data {quote(work.plan.data)} --steps {work.plan.steps} "
+        f"--seeds {work.plan.seeds} --seed {work.plan.seed} --every {work.plan.every}"
+    )
+    page.text(
+        f"Every cell is trained for {work.plan.steps:,} steps with {_count(work.plan.seeds, 'seed')}, then draws as many "
+        "images as were held out. Mean ± standard deviation over the seeds. Lower Fréchet distances are better, higher "
+        "precision, recall and class probability, fewer bits."
+    )
+    measures = [m for m in found["measures"] if m not in ("nearest_median", "smallest_class_share")]
+    rows: list[list[Cell]] = []
+    for cell in found["cells"]:
+        paper = cell["paper"]
+        theirs = paper if isinstance(paper, str) else f"{paper['inception_score']:.2f} / {paper['fid']:.2f}" if paper else "–"
+        label = cell["label"] + (" (unstable)" if cell["unstable"] else "")
+        rows.append([label, *(spread(cell["mean"][m], cell["deviation"][m]) for m in measures), theirs])
+    held = found["held_out"]
+    rows.append(["held-out images", *(spread(held.get(m), None) for m in measures), ""])
+    page.table(["predicted, trained on", *(found["measures"][m] for m in measures), "paper: IS / FID"], rows, found["unstable_if"])
+    page.picture(folder / "ablation.png", "Each seed a dot, each line a mean; the held-out images are the yardstick.")
+    reasons = [(cell["label"], reason) for cell in found["cells"] for reason in cell["reasons"]]
+    if reasons:
+        page.items([(f"{label}:", reason) for label, reason in reasons])
+    bits = {cell["name"]: cell["mean"] for cell in found["cells"]}
+    one = published.TABLE_1
+    page.table(
+        ["Table 1, bits/dim", "held-out", "train", "paper's test", "paper's train"],
+        [
+            ["L, fixed isotropic Σ", bits["eps-fixed"]["bits_held_out"], bits["eps-fixed"]["bits_train"],
+             f"≤ {one['fixed'].nll_test}", str(one["fixed"].nll_train)],
+            ["L_simple", bits["eps-simple"]["bits_held_out"], bits["eps-simple"]["bits_train"],
+             f"≤ {one['simple'].nll_test}", str(one["simple"].nll_train)],
+        ],
+        "Bits/dim of 8x8 images with 17 grey levels and of 32x32 photographs with 256 cannot be compared; which row is "
+        "lower can." if work.plan.data == "digits" else "",
+    )  # fmt: skip
+    page.text(
+        "FID and Inception Score rest on a network trained on ImageNet, which has nothing to say of small grey digits. "
+        "In their place stand the same formula on features of a classifier of the training images, and on raw pixels."
+    )
+    samples = work.run_folder / "samples.png"
+    if samples.exists():
+        page.picture(samples, "Samples of the L_simple network of the first seed (compare Figures 1, 11 and 13).")
+    return [(f["verdict"], f["sentence"]) for f in found["findings"]]
+
+
+def spread(mean: float | None, deviation: float | None) -> str | None:
+    """1.234 ± 0.056."""
+    if mean is None:
+        return "not finite"
+    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+# --- likelihood and progressive coding -------------------------------------------------------------------------------
+
+
+def likelihood(page: Page, work: "Work") -> list[Finding]:
+    """The bound of the L_simple network in its terms."""
+    found = result_of(work, "likelihood")
+    page.command(f"ddpm-ref likelihood {quote(work.run_folder)} --every {work.plan.every} --seed {work.plan.seed}")
+    rows: list[list[Cell]] = [
+        [part, p["images"], f"{p['L_T']:.1e}", *(f"{p[k]:.4f} ± {p[k + '_error']:.4f}" for k in ("rate", "distortion", "total"))]
+        for part, p in found.items()
+    ]  # fmt: skip
+    simple = published.TABLE_1["simple"]
+    rows.append(["paper, CIFAR-10 test", 10_000, "about 1e-5", f"{published.RATE}", f"{published.DISTORTION}", f"≤ {simple.nll_test}"])
+    page.table(
+        ["bits/dim", "images", "L_T", "rate", "distortion L_0", "total"], rows,
+        "± is a standard error over images, noise and the steps drawn. Of the L_simple network of the first seed.",
+    )  # fmt: skip
+    page.picture(work.folder / "likelihood" / "likelihood.png", "Every L_t, and the error of x̂_0 at every x_t.")
+    gap = [abs(p["total"]) for p in found.values()]
+    findings = []
+    if len(gap) == 2:
+        both = list(found.values())
+        apart = both[1]["total"] - both[0]["total"]
+        error = float(np.hypot(both[0]["total_error"], both[1]["total_error"]))
+        findings.append((
+            "measured:", f"held-out images take {apart:+.3f} ± {error:.3f} bits/dim more than those of training; the "
+            f"paper's gap is at most {simple.nll_test - simple.nll_train:.2f}, on 50,000 images.",
+        ))  # fmt: skip
+    return findings
+
+
+def rate_distortion(page: Page, work: "Work") -> list[Finding]:
+    """Figure 5 and Table 4."""
+    found = result_of(work, "rate_distortion")
+    page.command(f"ddpm-ref rate_distortion {quote(work.run_folder)} --every {work.plan.every} --seed {work.plan.seed}")
+    theirs = {row.steps: row for row in published.TABLE_4}
+    rows: list[list[Cell]] = []
+    for row in found["table_4"]:
+        paper = theirs.get(row["reverse_steps"]) if found["T"] == 1000 else None
+        rows.append([row["reverse_steps"], f"{row['rate']:.5f}", f"{row['rmse']:.3f}",
+                     f"{paper.rate:.5f}" if paper else None, f"{paper.rmse:.3f}" if paper else None])  # fmt: skip
+    page.table(
+        ["reverse steps T-t+1", "rate, bits/dim", "RMSE, 0…255", "paper's rate", "paper's RMSE"], rows,
+        "What a receiver has been sent after some of the steps, and how far its x̂_0 then is from x_0.",
+    )  # fmt: skip
+    page.picture(work.folder / "rate_distortion" / "rate_distortion.png", "Figure 5 on these data.")
+    total = found["lossless"]["total"]
+    page.table(
+        ["once x̂_0 is within", "RMSE", "from t =", "bits/dim still sent", "share of all bits"],
+        [[f"{d['grey_levels']:g} grey level{'s' if d['grey_levels'] > 1 else ''}", d["rmse"], d["t"], d["bits"],
+          f"{d['share']:.1%}"] for d in found["detail"]],
+        f"Of {total:.3f} bits/dim in all.",
+    )  # fmt: skip
+    share = {d["grey_levels"]: d["share"] for d in found["detail"]}
+    paper_share = published.DISTORTION / (published.RATE + published.DISTORTION)
+    sentence = (
+        f"most of the code's bits describe imperceptible detail: {share[1.0]:.0%} of them are sent after x̂_0 has come "
+        f"within one grey level of the data. The paper: {paper_share:.0%}, those of L_0, at an RMSE of "
+        f"{published.DISTORTION_RMSE} of 255."
+    )
+    if found["levels"] < 64:
+        sentence += (
+            f" These images have {found['levels']} grey levels where CIFAR-10 has 256: a grey level is "
+            f"{255 / (found['levels'] - 1):.0f} of 255, the noise of x_1 falls between two of them, and L_0 is "
+            f"{found['lossless']['distortion']:.3f} bits/dim instead of {published.DISTORTION}: the fine detail "
+            "that costs CIFAR-10 half its bits is not there."
+        )
+    return [(verdict(share[1.0] > 0.5), sentence)]
+
+
+def coding(page: Page, work: "Work") -> list[Finding]:
+    """Algorithms 3 and 4."""
+    found = result_of(work, "coding")
+    page.command(f"ddpm-ref coding --seed {work.plan.seed}")
+    page.text(
+        "A sender and a receiver share p_θ and a seed, and exchange real bytes: at every step the sender picks, by "
+        "minimal random coding, one of the candidates that both can draw from p_θ, so that it is an exact sample of q, and "
+        "sends its number. All messages were received again, and gave back x_0 to the bit. The paper gives these "
+        "algorithms without code, as too slow for images; on toys in the plane they run."
+    )
+    findings = []
+    for toy in found["toys"]:
+        page.table(
+            ["copies coded jointly", "messages", "bits/copy, as sent", "KL + L_0", "bound", "over the KL"],
+            [[r["n"], r["messages"], f"{r['bits']:.2f} ± {r['bits_error']:.2f}", f"{r['kl'] + r['x_0_bits']:.2f}",
+              f"{r['bound']:.2f}", f"{r['excess']:.2f}"] for r in toy["lengths"]],
+            f"{toy['name']}: {toy['levels']} x {toy['levels']} grid, T = {toy['T']}, H(x_0) = {toy['entropy']:.2f} bits, "
+            f"L = {sum(toy['L']):.2f} bits. The bound is the sum of KL + log₂(KL + 1) + 5 over the blocks sent.",
+        )  # fmt: skip
+        first, last = toy["lengths"][0], min(toy["lengths"], key=lambda r: r["excess"])
+        under = all(r["bits"] - 4 * r["bits_error"] <= r["bound"] for r in toy["lengths"])
+        findings.append((
+            verdict(under and last["excess"] < first["excess"]),
+            f"sending a sample of q costs about KL(q ‖ p) bits ({toy['name']}): {first['excess']:.1f} bits/copy over it for "
+            f"one copy, {last['excess']:.1f} for {last['n']} coded jointly, and below the bound throughout.",
+        ))  # fmt: skip
+    page.picture(work.folder / "coding" / "coding.png", "Lengths beside KL and bound, and what the receiver sees.")
+    return findings
+
+
+# --- generation, interpolation, neighbours ---------------------------------------------------------------------------
+
+
+def generation(page: Page, work: "Work") -> list[Finding]:
+    """Figures 6, 7, 10, 14."""
+    found, folder = result_of(work, "generation"), work.folder / "generation"
+    page.command(f"ddpm-ref generation {quote(work.run_folder)} --seed {work.plan.seed} --count {found['count']}")
+    page.picture(folder / "progressive.png", "x̂_0 at steps t of the reverse process (Figures 6 and 14).")
+    page.picture(folder / "quality.png", "Its quality on the way (Figure 10, by other measures).")
+    page.picture(folder / "shared.png", "Samples that share x_t; x_t itself at the bottom right of each (Figure 7).")
+    shared = found["shared"]
+    page.table(
+        ["shared t", "two samples that share x_t, RMS apart", "two that do not"],
+        [[t, a, b] for t, a, b in zip(shared["t"], shared["shared"], shared["independent"], strict=True)],
+        "On the scale 0…255.",
+    )
+    apart = shared["shared"]
+    falls = all(a >= b for a, b in zip(apart, apart[1:], strict=False))
+    return [(
+        verdict(falls),
+        "large-scale features come first: samples that share x_t are the more alike the smaller t is "
+        f"({', '.join(f'{a:.0f} at t = {t}' for t, a in zip(shared['t'], apart, strict=True))}, of 255).",
+    )]  # fmt: skip
+
+
+def interpolation(page: Page, work: "Work") -> list[Finding]:
+    """Figures 8 and 9."""
+    found, folder = result_of(work, "interpolation"), work.folder / "interpolation"
+    page.command(f"ddpm-ref interpolation {quote(work.run_folder)} --seed {work.plan.seed} --count {len(found['pairs'])}")
+    page.text(
+        "Two held-out images are taken to x_t with the same noise, mixed as (1 - λ) x_t + λ x'_t and decoded with the same "
+        "noise for all λ. (The paper's formula has x_0 where x_t is meant.)"
+    )
+    page.picture(folder / "interpolation.png", "Rows of λ between two images at the middle t (Figure 8).")
+    page.picture(folder / "coarse-to-fine.png", "The same pair from every t (Figure 9).")
+    page.picture(folder / "details.png", "What is kept and what is made up, by t.")
+    columns = ("reconstruction_rmse", "departure_from_pixel_blend", "travel", "lost_coarse", "lost_fine")
+    page.table(
+        ["t", "reconstruction RMSE", "from the pixel blend", "difference kept", "coarse part lost", "fine part lost"],
+        [[t, *(found[c][i] for c in columns)] for i, t in enumerate(found["t"])],
+        "RMS on 0…255; lost: 0 is kept exactly, 1 as if another image had been drawn.",
+    )
+    sentences = {
+        "reconstruction_rmse_grows_with_t": "the larger t, the less of the source comes back",
+        "departure_from_pixel_blend_grows_with_t": "the larger t, the further from a mere blend of pixels",
+        "fine_part_is_lost_more_than_coarse": "fine detail is made up before the coarse shape is",
+    }
+    return [
+        (verdict(holds), f"interpolations are coarse for large t and fine for small t: {sentences[name]}.")
+        for name, holds in found["findings"].items()
+    ]
+
+
+def write_samples_grid(path: Path) -> Any:
+    """The samples of a run's folder."""
+    return saved_samples(path)
