@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_ref.checks import Array, Steps, check_choice, check_float, check_same_shape, check_step
+from ddpm_ref.checks import Array, Steps, check_choice, check_float, check_int, check_same_shape, check_step
 from ddpm_ref.decoder import discretized_gaussian_log_likelihood
 from ddpm_ref.forward import per_image, q_posterior
 from ddpm_ref.gaussian import normal_kl
@@ -106,6 +106,7 @@ def bound_term(
     check_float(output=output)
     x_0, x_t, y = (np.asarray(a, dtype=np.float64) for a in (x_0, x_t, output))
     check_step(schedule.T, t, x_t)
+    check_int("levels", levels, 2)
     steps = np.broadcast_to(np.asarray(t), (len(x_t),))
     fixed = var if isinstance(var, str) and var == "learned" else reverse_variance(schedule, var)
     if not isinstance(fixed, str) and not (fixed[1:] > 0).all():
@@ -116,9 +117,11 @@ def bound_term(
 
     # Images at t = 1 and at t > 1 are computed apart: the KL at t = 1 would need log β̃_1 = log 0.
     loss, d_mean, d_var = np.empty_like(x_t), np.empty_like(x_t), np.empty_like(x_t)
-    last, rest = steps == 1, steps > 1
-    log_p, backward = discretized_gaussian_log_likelihood(x_0[last], mean[last], var_p[last], levels)
-    loss[last], (d_mean[last], d_var[last]) = -log_p, backward(np.full_like(log_p, -1))
+    last = steps == 1
+    rest = ~last if last.any() else slice(None)  # in training t = 1 is rare, and a slice copies nothing
+    if last.any():
+        log_p, backward = discretized_gaussian_log_likelihood(x_0[last], mean[last], var_p[last], levels)
+        loss[last], (d_mean[last], d_var[last]) = -log_p, backward(np.full_like(log_p, -1))
     mean_q, var_q = q_posterior(schedule, x_0[rest], x_t[rest], steps[rest])
     gap, sigma2 = mean[rest] - mean_q, var_p[rest]
     loss[rest] = normal_kl(mean_q, var_q, mean[rest], sigma2)
