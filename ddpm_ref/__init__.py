@@ -43,6 +43,7 @@ from ddpm_ref.nn.plan import PRESETS, UNetConfig, preset  # isort: skip
 from ddpm_ref.nn.unet import UNet  # isort: skip
 from ddpm_ref.nn.optim import AdamSettings  # isort: skip
 from ddpm_ref.train import Trainer, TrainSettings, TrainState  # isort: skip
+from ddpm_ref.dataset_likelihood import DatasetBound, dataset_bound  # isort: skip
 from ddpm_ref.sampling import generate_steps  # isort: skip
 
 from importlib import import_module  # isort: skip
@@ -64,6 +65,7 @@ __all__ = [
     "Backend",
     "BoundTerms",
     "Checkpoint",
+    "DatasetBound",
     "EmpiricalOracle",
     "GaussianOracle",
     "Losses",
@@ -88,6 +90,7 @@ __all__ = [
     "bound_weights",
     "check_backend",
     "combine",
+    "dataset_bound",
     "discretized_gaussian_log_likelihood",
     "generate_steps",
     "get_backend",

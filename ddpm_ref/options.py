@@ -47,7 +47,9 @@ def shared(parser: argparse.ArgumentParser, where: str) -> None:
     parser.add_argument("--out", metavar="FOLDER", help=where)
 
 
-def drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count: bool = True) -> None:
+def drawing(
+    parser: argparse.ArgumentParser, *, checkpoint: bool = False, count: bool = True, temperature: bool = True
+) -> None:
     """How to sample: Algorithm 2 and the released code's variations."""
     if checkpoint:
         parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
@@ -58,7 +60,10 @@ def drawing(parser: argparse.ArgumentParser, *, checkpoint: bool = False, count:
         parser.add_argument("--count", type=int, default=100, metavar="N", help="how many images to draw")
     parser.add_argument("--draw-batch", type=int, default=100, metavar="N", help="images drawn at a time")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last parameters")
-    parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")
+    if temperature:
+        parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")
+    else:
+        parser.set_defaults(temperature=1.0)
     clip = argparse.BooleanOptionalAction
     parser.add_argument(
         "--clip", action=clip, default=True, help="clip x̂_0 to [-1, 1] at each step, as the released code"

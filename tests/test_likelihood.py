@@ -169,6 +169,14 @@ def test_data_that_are_not_finite_are_an_error(bad: Any) -> None:
         bound_terms(SIX, never, x_0, never, levels=17)
 
 
+def test_one_grey_level_is_an_error_at_any_step() -> None:
+    x_0 = data(7, 2, 3)
+    for t in (1, 4, np.array([1, 4])):
+        with pytest.raises(ValueError, match="levels: wanted an integer >= 2, got 1"):
+            bound_term(SIX, x_0, x_0, t, x_0, levels=1)
+        assert np.isfinite(bound_term(SIX, x_0, x_0, t, x_0, levels=2).per_image).all()
+
+
 def test_integer_data_are_an_error() -> None:
     for refused in (
         lambda x: bound_terms(SIX, never, x, never, levels=256),

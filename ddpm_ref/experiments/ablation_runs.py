@@ -20,7 +20,7 @@ import numpy as np
 
 from ddpm_ref.backend import Backend
 from ddpm_ref.checks import Array
-from ddpm_ref.dataset_bound import dataset_bound, evaluations
+from ddpm_ref.dataset_likelihood import dataset_bound, evaluations
 from ddpm_ref.experiments import quality
 from ddpm_ref.experiments.ablation_cells import Cell, Setup
 from ddpm_ref.experiments.features import FeatureNetwork, Manifold, frechet_of_features, manifold, precision_recall
