@@ -117,8 +117,9 @@ def bound_term(
 
     # Images at t = 1 and at t > 1 are computed apart: the KL at t = 1 would need log β̃_1 = log 0.
     loss, d_mean, d_var = np.empty_like(x_t), np.empty_like(x_t), np.empty_like(x_t)
-    last, rest = steps == 1, steps > 1
-    if last.any():  # in most batches there is none, and the decoder would cost a third of the rest
+    last = steps == 1
+    rest = ~last if last.any() else slice(None)  # in training t = 1 is rare, and a slice copies nothing
+    if last.any():
         log_p, backward = discretized_gaussian_log_likelihood(x_0[last], mean[last], var_p[last], levels)
         loss[last], (d_mean[last], d_var[last]) = -log_p, backward(np.full_like(log_p, -1))
     mean_q, var_q = q_posterior(schedule, x_0[rest], x_t[rest], steps[rest])

@@ -222,6 +222,16 @@ def read_npz(path: Path, max_bytes: int) -> tuple[Array, Array | None]:
         return pixels, None if labels is None else read(labels, label_header(len(pixels)))
 
 
+def read_npz_array(path: Path, name: str, check: CheckHeader, max_bytes: int) -> Array:
+    """The array of this name in a .npz archive."""
+    with naming(path), _SmallReads(path) as file, zipfile.ZipFile(file) as archive:
+        members = npz_members(archive)
+        if name not in members:
+            raise ValueError(f"wanted an array named {name}; the archive holds {', '.join(members) or 'nothing'}"[:400])
+        with archive.open(members[name]) as stream:
+            return read_npy(stream, members[name].file_size, check, max_bytes)
+
+
 # --- IDX and CIFAR-10 binary ----------------------------------------------------------------------
 
 

@@ -1,0 +1,386 @@
+"""The ablation: what its cells minimise, that its runs resume bit for bit, what counts as unstable, what is found."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import CONFIG, VECTORS, Done, call, pictures
+from strategies import short
+
+import ddpm_ref
+from ddpm_ref import AdamSettings, Backend, Objective, UNet
+from ddpm_ref.dataset_likelihood import dataset_bound
+from ddpm_ref.experiments import ablation_runs
+from ddpm_ref.experiments.ablation import SUBJECT, ablation, save, total_steps
+from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup
+from ddpm_ref.experiments.ablation_runs import Stopped, new_judge, saved_samples
+from ddpm_ref.experiments.quality import frechet_distance
+from ddpm_ref.files.checkpoint import DataSource, load_checkpoint
+from ddpm_ref.schedule import SCHEDULES
+from ddpm_ref.train import TrainSettings
+
+# ---- cells
+
+
+def test_the_cells_minimise_what_the_rows_and_columns_of_table_2_say():
+    assert [cell.name for cell in TABLE_2] == [
+        f"{p}-{o}" for p in ("mu", "eps") for o in ("learned", "fixed", "simple")
+    ]
+    assert list(CELLS)[6:] == [f"{p}-{o}" for p in ("x_0", "v") for o in ("learned", "fixed", "simple")]
+    for cell in CELLS.values():
+        on = {
+            "learned": dict(var="learned", w_simple=0, w_elbo=1),
+            "fixed": dict(var="beta", w_simple=0, w_elbo=1),
+            "simple": dict(var="beta", w_simple=1, w_elbo=0),
+        }[cell.trained_on]
+        assert cell.objective == Objective(cell.predicts, error="squared", weight="simple", **on)
+    assert CELLS["eps-simple"].objective == Objective() and CELLS[SUBJECT] in TABLE_2
+    assert CELLS["eps-simple"].label == "ε, L_simple" and CELLS["mu-simple"].label == "μ̃, unweighted MSE"
+    assert CELLS["mu-learned"].label == "μ̃, L, learned diagonal Σ"
+
+
+# ---- a small one
+
+SOURCE = DataSource("noise", (4, 4, 1), 17, 12, 3, "0" * 64)
+
+
+def small_setup(**changes: Any) -> Setup:
+    """Networks of 11,621 parameters, 12 steps of training on 36 pictures of 4x4, T = 10."""
+    train, held_out = pictures(48).split(12, 3)
+    settings = TrainSettings(batch=4, adam=AdamSettings(lr=5e-3, warmup=0, ema=0.9))
+    fields: dict[str, Any] = dict(config=CONFIG, schedule=short(10), training=settings, steps=12, every=3)
+    return Setup(SOURCE, train, held_out, **{**fields, **changes})
+
+
+SETUP = small_setup()
+
+
+def small(folder: Path, setup: Setup = SETUP, cells: str = "mu-learned eps-simple", **more: Any) -> Any:
+    """An ablation of two cells with two seeds, whose result is saved."""
+    seeds = more.pop("seeds", (3, 4))
+    result = ablation(folder, setup, cells=[CELLS[c] for c in cells.split()], seeds=seeds, backend=Backend(), **more)
+    save(folder, result, {"command": "a test"})
+    return result
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """It, run at once."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, small(folder)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every file that depends on the settings alone, a run's newest checkpoint by its vectors.
+
+    Times and commands are in run.json and log.csv, and the order of a checkpoint's header is by chance.
+    """
+    paths = [p for p in folder.rglob("*.*") if p.name not in ("run.json", "log.csv") and p.suffix != ".safetensors"]
+    states = {run: load_checkpoint(run).state for run in folder.glob("*/seed-*")}
+    vectors = {
+        f"{run.relative_to(folder)} {v}": getattr(state, v).tobytes() for run, state in states.items() for v in VECTORS
+    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths} | vectors
+
+
+def test_the_folder_holds_a_run_for_each_cell_and_seed(whole):
+    folder, result = whole
+    names = {"likelihood.json", "quality.json", "samples.npz", "samples.png", "run.json", "log.csv"}
+    names |= {"checkpoint-00000000.safetensors", "checkpoint-00000012.safetensors"}
+    top = {"ablation.json", "ablation.csv", "ablation.png", "settings.json"}
+    runs = [f"{cell}/seed-{seed}" for cell in ("mu-learned", "eps-simple") for seed in (3, 4)]
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == top | {f"{run}/{name}" for run in runs for name in names}
+    assert result.subject == "eps-simple/seed-3"
+    for run in runs:
+        settings = load_checkpoint(folder / run).settings
+        assert (settings.objective, settings.seed) == (CELLS[run.partition("/")[0]].objective, int(run[-1]))
+
+
+def test_the_numbers_are_those_of_the_samples_and_of_the_bound(whole):
+    folder, result = whole
+    run = folder / "mu-learned/seed-4"
+    numbers = result.cells[0].runs[1].numbers
+    x, train = saved_samples(run), SETUP.train.x_0(dtype=np.float64)
+    assert x.shape == (12, 4, 4, 1)
+    assert numbers["frechet"] == frechet_distance(x.reshape(12, -1), train.reshape(36, -1))
+    judged = new_judge(SETUP.train)(x)
+    assert {name: numbers[name] for name in numbers if name in judged} == {
+        name: judged[name] for name in numbers if name in judged
+    }
+    checkpoint = load_checkpoint(run)
+    model = checkpoint.net.bind(checkpoint.params("ema"))
+    bound = dataset_bound(
+        SETUP.schedule, model, SETUP.held_out, seed=4, predicts="mu", var="learned", clip=True, every=3
+    )
+    assert numbers["bits_held_out"] == pytest.approx(bound.total.mean() / math.log(2), rel=1e-6)
+    assert numbers["bits_train"] != numbers["bits_held_out"]
+
+
+def test_samples_are_drawn_as_the_cell_predicts_with_the_runs_seed(whole):
+    checkpoint = load_checkpoint(whole[0] / "eps-simple/seed-3")
+    steps = ddpm_ref.sampling.generate_steps(
+        checkpoint.net, checkpoint.params("ema"), SETUP.schedule, np.arange(12), (4, 4, 1), seed=3, clip=True
+    )
+    *_, (_, x_0, _) = steps
+    assert abs(saved_samples(whole[0] / "eps-simple/seed-3") - np.clip(x_0, -1, 1)).max() <= 1.001 / 255
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def test_an_ablation_that_was_killed_anywhere_goes_on_to_the_same_files(whole, tmp_path):
+    """Killed at moments all over its work, each time anew from what the kill before left."""
+    total, _ = total_steps(SETUP, [CELLS["mu-learned"], CELLS["eps-simple"]], (3, 4), tmp_path)
+    kills = 0
+    for allowed in (1, total // 9, total // 7, total // 6, total // 5, 2 * total):
+        left = allowed
+
+        def progress(steps: int, what: str) -> None:
+            nonlocal left
+            left -= steps
+            if left < 0:
+                raise Killed
+
+        try:
+            small(tmp_path, progress=progress)
+        except Killed:
+            kills += 1
+    assert kills == 5
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_a_signal_stops_the_training_where_it_is_and_the_call_goes_on_bit_for_bit(whole, tmp_path):
+    seen = []
+
+    def interrupt(steps: int, what: str) -> None:
+        seen.append(what)
+        if len(seen) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM at step 5 of .*mu-learned/seed-3, and saved"):
+        small(tmp_path, progress=interrupt)
+    assert seen == ["μ̃, L, learned diagonal Σ, seed 3: training"] * 5
+    assert load_checkpoint(tmp_path / "mu-learned/seed-3").state.step == 5
+    small(tmp_path)
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_what_is_done_is_not_done_again_and_counts_as_done(whole, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+    cells = [CELLS["mu-learned"], CELLS["eps-simple"]]
+    total, done = total_steps(SETUP, cells, (3, 4), folder)
+    assert (total, done) == (total, total) and total_steps(SETUP, cells, (3, 4), tmp_path) == (total, 0)
+    never: Callable[..., Any] = None  # type: ignore[assignment]
+    for name in ("draw", "rate"):
+        monkeypatch.setattr(ablation_runs, name, never)
+    seen: list[int] = []
+    small(folder, progress=lambda steps, what: seen.append(steps))
+    assert seen == [] and results(folder) == results(whole[0])
+
+
+def test_progress_adds_up_to_the_total(tmp_path):
+    cells = [CELLS["eps-simple"]]
+    total, done = total_steps(SETUP, cells, (3,), tmp_path)
+    seen: list[int] = []
+    small(tmp_path, cells="eps-simple", seeds=(3,), progress=lambda steps, what: seen.append(steps))
+    assert done == 0 and total > 12 and sum(seen) == total
+
+
+def test_more_cells_and_seeds_are_added_to_a_folder(whole, tmp_path):
+    small(tmp_path, cells="eps-simple", seeds=(4,))
+    small(tmp_path)
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_a_folder_takes_no_other_settings_and_the_error_names_them(whole, tmp_path):
+    folder, before = whole[0], results(whole[0])
+    other = small_setup(steps=13, training=replace(SETUP.training, batch=5), clip=False)
+    with pytest.raises(ValueError, match=r"out: .* was begun with other settings: clip = True before, False") as e:
+        small(folder, other)
+    assert " now; steps = 12 before, 13 now; training.batch = 4 before, 5 now; choose another folder" in str(e.value)
+    with pytest.raises(ValueError, match=r"data\.fingerprint = '000.*' before, '111.*' now"):
+        small(folder, replace(SETUP, source=replace(SOURCE, fingerprint="1" * 64)))
+    with pytest.raises(ValueError, match=r"schedule\.name = .*; schedule\.sha256 = "):
+        small(folder, small_setup(schedule=ddpm_ref.Schedule.cosine(10)))
+    assert results(folder) == before
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        small(tmp_path)
+
+
+def test_a_file_that_was_spoilt_is_an_error_that_names_it(whole, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+    for name, text in (("quality.json", "{"), ("likelihood.json", "[]")):
+        path = folder / "mu-learned/seed-3" / name
+        kept = path.read_text()
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{path}: cannot be read .*; remove it to have it made again"):
+            small(folder)
+        path.unlink()
+        small(folder)
+        assert path.read_text() == kept
+
+
+def test_bad_cells_seeds_and_setups_are_errors_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="seeds: wanted one or more, each once"):
+        small(tmp_path / "new", seeds=())
+    with pytest.raises(ValueError, match="seeds: wanted one or more, each once"):
+        small(tmp_path / "new", seeds=(1, 1))
+    with pytest.raises(ValueError, match="seeds: wanted an integer in"):
+        small(tmp_path / "new", seeds=(-1,))
+    with pytest.raises(ValueError, match="cells: wanted one or more"):
+        small(tmp_path / "new", cells="")
+    with pytest.raises(ValueError, match="steps: wanted an integer >= 1, got 0"):
+        small_setup(steps=0)
+    with pytest.raises(ValueError, match=r"every: wanted an integer in 1\.\.12, got 13"):
+        small_setup(every=13)
+    with pytest.raises(ValueError, match="temperature"):
+        small_setup(temperature=-1.0)
+    assert not (tmp_path / "new").exists()
+
+
+# ---- what diverges
+
+
+def test_a_training_that_diverges_is_marked_and_its_numbers_are_there(tmp_path):
+    """A learning rate of 1e20: the second step's loss overflows, and the first already made the network useless."""
+    setup = small_setup(training=TrainSettings(batch=4, adam=AdamSettings(lr=1e20, warmup=0, ema=0.9)))
+    result = small(tmp_path, setup, cells="eps-fixed", seeds=(3,))
+    run = tmp_path / "eps-fixed/seed-3"
+    told = json.loads((run / "diverged.json").read_text())
+    assert told["message"].startswith(f"step {told['step'] + 1}: loss")
+    assert load_checkpoint(run).state.step == told["step"] == result.cells[0].runs[0].diverged
+    reasons = result.cells[0].unstable(result.limits)
+    assert reasons[0] == f"seed 3: training diverged after step {told['step']}" and len(reasons) > 1
+    data = json.loads((tmp_path / "ablation.json").read_text())["result"]["cells"][0]
+    assert data["unstable"] is True and data["reasons"] == reasons and data["seeds"][0]["diverged"] == told["step"]
+    assert "ε, L, fixed isotropic Σ *" in result.table() and f"unstable ({reasons[0]}" in result.table()
+    before = results(tmp_path)
+    small(tmp_path, setup, cells="eps-fixed", seeds=(3,))
+    assert results(tmp_path) == before, "and it is not trained again"
+
+
+def test_samples_that_are_not_finite_are_marked_and_written_as_null(tmp_path, monkeypatch):
+    """The network itself is made to answer NaN once it is trained."""
+
+    def broken(self: UNet, *args: Any) -> Any:
+        return lambda x_t, t: np.full_like(x_t, np.nan)
+
+    monkeypatch.setattr(UNet, "bind", broken)
+    result = small(tmp_path, cells="eps-simple", seeds=(3, 4))
+    assert result.cells[0].unstable(result.limits) == [
+        f"seed {seed}: {reason}" for seed in (3, 4) for reason in ("samples are not finite", "the bound is not finite")
+    ]
+    data = json.loads((tmp_path / "ablation.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert data["result"]["cells"][0]["seeds"][0]["bits_held_out"] is None
+    assert not (tmp_path / "eps-simple/seed-3/samples.npz").exists()
+    assert "not finite" in result.table()
+
+
+# ---- what is written
+
+
+def test_json_and_csv_hold_every_run_and_the_spread(whole):
+    folder, result = whole
+    written = json.loads((folder / "ablation.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert written["facts"] == {"command": "a test"} and written["result"] == json.loads(json.dumps(result.as_dict()))
+    first = written["result"]["cells"][0]
+    assert (first["name"], first["paper"]["fid"]) == ("mu-learned", 23.69)
+    values = [run["frechet"] for run in first["seeds"]]
+    assert first["mean"]["frechet"] == pytest.approx(np.mean(values))
+    assert first["deviation"]["frechet"] == pytest.approx(np.std(values, ddof=1))
+    rows = list(csv.DictReader((folder / "ablation.csv").read_text().splitlines()))
+    assert [(row["cell"], row["seed"]) for row in rows] == [
+        (cell, seed) for cell in ("mu-learned", "eps-simple") for seed in ("3", "4")
+    ]
+    assert [float(row["frechet"]) for row in rows[:2]] == values
+    Image.open(folder / "ablation.png").verify()
+
+
+def test_features_of_inception_give_the_fid_of_the_runs_that_have_them(whole, tmp_path, rng):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+    real, ours = rng.standard_normal((40, 7)), rng.standard_normal((12, 7)) + 1
+    np.savez(tmp_path / "real.npz", features=real)
+    np.savez(folder / "eps-simple/seed-4/inception.npz", features=ours)
+    result = small(folder, inception=tmp_path / "real.npz")
+    assert result.cells[1].values("fid") == [None, pytest.approx(frechet_distance(real, ours), rel=1e-9)]
+    assert "fid" in result.measures and "fid" not in whole[1].measures
+    assert small(folder).cells[1].values("fid") == [None, None]
+    np.savez(folder / "eps-simple/seed-4/inception.npz", features=ours[1:])
+    with pytest.raises(ValueError, match=r"inception\.npz: wanted features of the 12 images of samples\.npz, got 11"):
+        small(folder, inception=tmp_path / "real.npz")
+
+
+# ---- the command
+
+
+@pytest.fixture
+def smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits' network and noise are those of the tests, and the images few."""
+    monkeypatch.setitem(ddpm_ref.PRESETS, "digits", replace(CONFIG, image_size=8))
+    monkeypatch.setitem(SCHEDULES, "linear", lambda T: short(10))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    data = pictures(60, 8, levels=256)
+    np.savez("data.npz", images=data.pixels, labels=data.labels)
+    np.save("bare.npy", data.pixels)
+
+
+def command(*arguments: object) -> Done:
+    return call("ablation", "--steps", 2, "--every", 5, "--backend", "numpy", *arguments)
+
+
+def test_the_command_prints_the_table_and_what_was_found_and_goes_on_when_given_again(smaller):
+    arguments = ("--data", "data.npz", "--out", "out", "--seeds", 1)
+    done = command(*arguments)
+    assert (done.status, done.err) == (0, "")
+    for cell in TABLE_2:
+        assert f"\n{cell.label}" in done.out
+    assert "8.06 ± 0.09 / 13.22" in done.out and "\nheld-out images" in done.out
+    assert done.out.count("\n- ") == 8 and "wrote out/ablation.json" in done.out
+    before = results(Path("out"))
+    again = command(*arguments)
+    assert (again.status, again.err) == (0, "")
+    after = results(Path("out"))
+    kept = json.loads(before.pop("ablation.json"))["result"]
+    assert json.loads(after.pop("ablation.json"))["result"] == kept and after == before
+    assert "steps = 2 before, 3 now" in command(*arguments, "--steps", 3).error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--seeds", 0), "--seeds: wanted an integer >= 1, got 0"),
+        (("--steps", 0), "--steps: wanted an integer >= 1, got 0"),
+        (("--every", 0), "every: wanted an integer in 1..6, got 0"),
+        (("--temperature", "nan"), "temperature: wanted a finite number"),
+        (("--data", "nowhere"), "nowhere: does not exist"),
+        (("--data", "bare.npy"), "bare.npy: an ablation wants data with labels, which the judges of samples need"),
+        (("--inception", "nowhere.npz"), "nowhere.npz: no such file of features"),
+        (("--backend", "abacus"), "got 'abacus'"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(arguments, message, smaller):
+    done = command("--data", "data.npz", "--out", "new", *arguments)
+    assert message in done.error and not Path("new").exists()
+
+
+def test_data_of_which_nothing_is_held_out_are_refused(smaller):
+    data = pictures(6, 8, levels=256)
+    np.savez("few.npz", images=data.pixels, labels=data.labels)
+    assert "few.npz: an ablation wants data with images to hold out" in command("--data", "few.npz").error
