@@ -19,7 +19,7 @@ from ddpm_ref.discovery import get_backend
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.schedule import SCHEDULES
 
-COMMANDS = ("demo", "train", "sample", "evaluate", "info", "backends", "check")
+COMMANDS = ("demo", "train", "sample", "evaluate", "info", "backends", "check", *cli.EXPERIMENTS)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,7 @@ HELP = {
     "evaluate": ["checkpoint", "Fréchet", "held out", "Exits with 1"],
     "info": ["checkpoint", "folder"],
     "check": ["ADAPTER", "--list", "--json", "--only", "examples:", "Exits with 0"],
+    "generation": ["checkpoint", "--latents", "--continuations", "Figures 6, 7, 10", "shared.png"],
     "backends": ("--check", "its own", "not available", "exits with 0"),
 }
 
