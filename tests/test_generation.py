@@ -136,8 +136,8 @@ def test_a_model_that_knows_its_data_by_heart_ends_at_them_and_keeps_to_the_one_
 
 def test_falling_is_judged_beyond_chance() -> None:
     def of(*spreads: float) -> bool:
-        group = np.array([[-1.0], [1.0]]) * np.linspace(0.9, 1.1, 4)[:, None, None]
-        x = np.stack([spread * group for spread in spreads])
+        group = np.array([[-1.0], [1.0]]) * np.linspace(0.9, 1.1, 4)[:, None, None]  # of four latents
+        x = np.stack([spread * group[:: (-1) ** k] for k, spread in enumerate(spreads)])
         return SharedLatents(tuple(range(len(x))), x[:, :, 0], x).falls
 
     assert of(3, 2, 1) and of(3, 3.01, 1)
