@@ -61,6 +61,8 @@ HELP = {
     "info": ["checkpoint", "folder"],
     "check": ["ADAPTER", "--list", "--json", "--only", "examples:", "Exits with 0"],
     "generation": ["checkpoint", "--latents", "--continuations", "Figures 6, 7, 10", "shared.png"],
+    "interpolation": ["checkpoint", "--pairs", "--part", "Figures 8, 9", "coarse-to-fine.png"],
+    "neighbours": ["checkpoint", "--samples", "--nearest", "Figures 12, 15", "neighbours.png"],
     "backends": ("--check", "its own", "not available", "exits with 0"),
 }
 

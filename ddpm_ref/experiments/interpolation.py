@@ -83,7 +83,7 @@ class Interpolation:
         """
         ends = self._ends()
         apart = rms_255(ends[:, :, 1] - ends[:, :, 0], axis=tuple(range(1, ends.ndim - 1)))
-        return apart / rms_255(self.sources[:, 1] - self.sources[:, 0])
+        return apart / rms_255(self._between())
 
     @property
     def lost(self) -> Array:
@@ -94,7 +94,7 @@ class Interpolation:
         0 where the band is kept exactly, near 1 where it is as if another image had been drawn.
         """
         error = _bands(self._ends() - self.sources)
-        apart = _bands(self.sources[:, 1] - self.sources[:, 0])
+        apart = _bands(self._between())
         size = apart.mean(axis=0)
         return np.sqrt(error.mean(axis=(1, 2)) / np.where(size > 0, size, np.inf))
 
@@ -115,7 +115,7 @@ class Interpolation:
             "pairs": self.pairs.tolist(),
             "t": list(self.t),
             "lambda": list(self.lambdas),
-            "rms_between_sources": float(rms_255(self.sources[:, 1] - self.sources[:, 0])),
+            "rms_between_sources": float(rms_255(self._between())),
             "rms_to_first": self.distances(self.sources[:, :1]).tolist(),
             "rms_to_second": self.distances(self.sources[:, 1:]).tolist(),
             "rms_to_pixel_blend": self.distances(blends).tolist(),
@@ -136,6 +136,11 @@ class Interpolation:
             lines.append(line(row[0], *(f"{x:.2f}" for x in row[1:])))
         said = [f"{name.replace('_', ' ')}: {'yes' if holds else 'NO'}" for name, holds in self.findings().items()]
         return "\n".join([*lines, "", *said])
+
+    def _between(self) -> Array:
+        """The second source less the first, (P, H, W, C) float64."""
+        first, second = np.moveaxis(np.asarray(self.sources, dtype=np.float64), 1, 0)
+        return second - first
 
     def _ends(self) -> Array:
         """The decoded images of λ = 0 and λ = 1, (K, P, 2, H, W, C) float64."""

@@ -162,7 +162,11 @@ def nearest_by_pixels(images: Array, train: ImageData, k: int) -> Nearest:
     x = check_images("images", images)
     if images.shape[1:] != train.shape:
         raise ValueError(f"images: wanted images of {train.shape} each, got {images.shape[1:]}")
-    found = k_nearest(x, lambda i: train.x_0(i, np.float64).reshape(-1, x.shape[1]), len(train), k)
+
+    def rows(index: Any) -> Array:  # rounded as the images are, so that copies are at distance 0
+        return train.x_0(index, images.dtype).reshape(-1, x.shape[1]).astype(np.float64)
+
+    found = k_nearest(x, rows, len(train), k)
     return Nearest(found.distance * 127.5 / np.sqrt(x.shape[1]), found.index)
 
 
