@@ -67,12 +67,15 @@ def save_grid(path: PathLike, images: Array, columns: int = 10) -> Path:
     return save_png(path, image_grid(images, min(columns, len(images))))
 
 
-def save_strip(path: PathLike, rows: Array, labels: Sequence[object], row_labels: Sequence[str] = ()) -> Path:
+def save_strip(
+    path: PathLike, rows: Array, labels: Sequence[object], row_labels: Sequence[str] = (), *, heading: str = "$t$ ="
+) -> Path:
     """Images as they change over K steps t, which are written above the columns, to a PNG file.
 
     rows: (R, K, H, W, C), a row for each of R images, or for x_t and x̂_0 of one.
-    labels: the K steps, as in 1000, 900 … 0.   row_labels: R names to write before the rows, or none;
-    between dollar signs they are mathematics, as in r"$\\hat{x}_0$".
+    labels: the K steps, as in 1000, 900 … 0, or what else the columns are, which `heading` says before them.
+    row_labels: R names to write before the rows, or none.
+    Between dollar signs all of these are mathematics, as in r"$\\hat{x}_0$".
     """
     _check_images("rows", rows, 5)
     r, k, h, w, _ = rows.shape
@@ -87,7 +90,7 @@ def save_strip(path: PathLike, rows: Array, labels: Sequence[object], row_labels
     grid = image_grid(rows.reshape(r * k, h, w, -1), k, pad=1, zoom=zoom)
     across = [(zoom * (1 + w / 2 + j * (w + 1)), text) for j, text in enumerate(texts)]
     down = [(zoom * (1 + h / 2 + i * (h + 1)), text) for i, text in enumerate(row_labels)]
-    return save_png(path, _with_labels(grid, across, down))
+    return save_png(path, _with_labels(grid, across, down, heading))
 
 
 def save_gif(path: PathLike, frames: Array, columns: int | None = None) -> Path:
@@ -143,7 +146,7 @@ def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) 
     return _write(path, data)
 
 
-def _with_labels(grid: Array, across: list[tuple[float, str]], down: list[tuple[float, str]]) -> Array:
+def _with_labels(grid: Array, across: list[tuple[float, str]], down: list[tuple[float, str]], heading: str) -> Array:
     """The grid with texts above it at the x and left of it at the y given, pixels of the grid."""
     Figure = import_extra("matplotlib.figure", "a picture with text").Figure
     FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
@@ -151,7 +154,7 @@ def _with_labels(grid: Array, across: list[tuple[float, str]], down: list[tuple[
     figure = Figure(dpi=100)
     canvas: Any = FigureCanvasAgg(figure)
     size = max(10.0, w / len(across) / 12)  # points, so that it stays readable beside large images
-    texts = [figure.text(0, 0, "$t$ =")] + [figure.text(0, 0, text) for _, text in [*across, *down]]
+    texts = [figure.text(0, 0, heading)] + [figure.text(0, 0, text) for _, text in [*across, *down]]
     for text in texts:
         text.set(fontsize=size, color=str(INK / 255), va="center", ha="center")
     extents = [text.get_window_extent(canvas.get_renderer()) for text in texts]

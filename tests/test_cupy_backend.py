@@ -163,6 +163,17 @@ def test_whole_reverse_steps_on_the_device_are_the_samplers_bit_for_bit(host: Ho
         assert all(np.abs(a - b).max() < 1e-4 for a, b in zip(mine, exact, strict=True))
 
 
+def test_a_chain_goes_on_from_x_t_of_the_device_or_of_the_host_bit_for_bit(host: Host) -> None:
+    one, backend = after(2, variant("as in the paper")), CupyBackend(device=host())
+    how: Any = dict(samples=[3, 8], shape=(4, 4, 1), seed=6, every=5, backend=backend)
+    whole = list(generate_steps(one.net, one.params(), SCHEDULE, **how))
+    for start, x_t, _ in whole[:-1]:
+        for x_start in (x_t, backend.to_host(x_t)):
+            part = generate_steps(one.net, one.params(), SCHEDULE, x_start=x_start, start=start, **how)
+            for (t, *ours), (s, *theirs) in zip(part, whole[-1 - start // 5 :], strict=True):
+                assert t == s and all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_filters_are_packed_once_for_all_reverse_steps_and_anew_for_other_parameters(host: Host) -> None:
     net, schedule, runs = UNet(replace(CONFIG, base=32, groups=4)), short(3), []
     for kind in (CupyBackend, Plain):

@@ -1,0 +1,36 @@
+"""Curves of the experiments: matplotlib's objects without pyplot, one style for all."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ddpm_ref.extras import import_extra
+from ddpm_ref.files.atomic import replacing
+
+BLUE, RED, GREY, ORANGE = "#1f4e79", "#a2352c", "#8a8a8a", "#d9622b"
+
+
+def new_figure(columns: int, *, height: float = 3.6) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side."""
+    Figure = import_extra("matplotlib.figure", "a picture with text").Figure
+    figure = Figure(figsize=(4.4 * columns, height), dpi=120, layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def finish(axes: Any, title: str, xlabel: str, ylabel: str, *, legend: bool = True) -> None:
+    """Title, names of the axes, grid and legend."""
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(which="both", color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def save_figure(path: Path, figure: Any) -> Path:
+    """The figure as a PNG file; returns its path."""
+    canvas: Any = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg(figure)
+    data = io.BytesIO()
+    canvas.print_png(data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.getvalue())
+    return path
