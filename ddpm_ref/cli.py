@@ -10,7 +10,7 @@ import warnings
 from ddpm_ref import __version__, options
 from ddpm_ref.train import RECIPES, Diverged
 
-EXPERIMENTS: tuple[str, ...] = ()
+EXPERIMENTS: tuple[str, ...] = ("autoregressive", "coding")
 """Commands that are modules of `ddpm_ref.experiments`, each with TEXT, MORE, `add_options(parser)` and `run(args)`."""
 
 DESCRIPTION = """Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel 2020) in NumPy.
