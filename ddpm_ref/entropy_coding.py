@@ -55,6 +55,7 @@ class Reader:
             raise ValueError(f"message: wanted bytes, got {type(message).__name__}")
         self._bytes, self._place, self._range = bytes(message), _WIDTH // 8, 1 << _WIDTH
         self._code = int.from_bytes(self._bytes[: self._place].ljust(self._place, b"\0"), "big")  # relative to low
+        self._again = Writer()
 
     def peek(self, bits: int = PRECISION) -> int:
         """The slot in 0 … 2^bits - 1 that says which symbol comes next."""
@@ -65,6 +66,7 @@ class Reader:
 
     def take(self, start: int, freq: int, bits: int = PRECISION) -> None:
         """Go past the symbol that owns [start, start + freq), in which `peek` must lie."""
+        self._again.put(start, freq, bits)
         unit = self._range >> bits
         self._code -= unit * start
         self._range = unit * freq
@@ -76,8 +78,8 @@ class Reader:
             raise ValueError(f"message: wanted all of it, got {len(self._bytes)} bytes, at whose end more must follow")
 
     def finish(self) -> None:
-        """Nothing may be left."""
-        if len(self._bytes) > self._place - _WIDTH // 8 + 2:
+        """The message must be the one that a writer makes of what was taken, to the last bit."""
+        if self._again.message() != self._bytes:
             raise foreign()
 
 

@@ -21,7 +21,7 @@ How long is K? Let D = KL(q ‖ p) in bits and v the total variation between q a
 
 (the most it can be over D + log₂(D + 1), at the D where the bound on v reaches 1), under the D + log₂(D + 1) + 5 that
 their theorem gives a block, and little where D is. ρ must be known to both sides, so it is set for the D that they
-expect; if a block's own is another, that costs what separates two geometric laws, a tenth of a bit for half or twice D.
+expect; a block whose own D is half or twice that costs under half a bit more, what separates two geometric laws.
 """
 
 from collections.abc import Callable
