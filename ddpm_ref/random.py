@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     X_T = 7  # where sampling starts (Algorithm 2, line 1)
     Z = 8  # noise of the reverse step from t, counted as step t (Algorithm 2, line 3)
     EVALUATE = 9  # ε of evaluations
+    CODING = 10  # candidates and arrival times of minimal random coding
 
 
 _MASK = np.uint64(0xFFFFFFFF)

@@ -106,7 +106,7 @@ def test_a_million_draws_have_the_stored_digest(draw: Callable[..., Any], digest
 
 def test_purposes_keep_their_numbers() -> None:
     assert {p.name: p.value for p in Purpose} == dict(
-        INIT=1, INDEX=2, T=3, EPS=4, FLIP=5, DROPOUT=6, X_T=7, Z=8, EVALUATE=9
+        INIT=1, INDEX=2, T=3, EPS=4, FLIP=5, DROPOUT=6, X_T=7, Z=8, EVALUATE=9, CODING=10
     )
 
 

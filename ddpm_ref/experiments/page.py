@@ -100,6 +100,10 @@ class Page:
         if caption:
             SubElement(figure, "figcaption").text = caption
 
+    def append(self, other: "Page") -> None:
+        """All of another page but its title."""
+        self.body.extend(list(other.body)[1:])
+
     def write(self, path: Path) -> Path:
         """The page as a file, replaced as a whole."""
         write_text(path, f"<!DOCTYPE html>\n{tostring(self.root, encoding='unicode', method='html')}\n")

@@ -11,27 +11,43 @@ was filled at once: results, pictures and page to the byte, on one machine with 
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ddpm_ref import options
 from ddpm_ref.backend import Backend
 from ddpm_ref.backend_command import taken
 from ddpm_ref.checks import check_choice, check_int
 from ddpm_ref.discovery import get_backend
-from ddpm_ref.experiments import ablation, autoregressive, coding, generation, interpolation, likelihood, neighbours
-from ddpm_ref.experiments import rate_distortion
+from ddpm_ref.experiments import (
+    ablation,
+    ablation_runs,
+    autoregressive,
+    coding,
+    generation,
+    interpolation,
+    likelihood,
+    neighbours,
+    rate_distortion,
+)
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup, differences, new_setup
-from ddpm_ref.experiments.ablation_runs import read_json, subject_of
+from ddpm_ref.experiments.ablation_runs import read_json, saved_samples, subject_of
+from ddpm_ref.experiments.forecast import Pace, pace
+from ddpm_ref.experiments.page import Page
+from ddpm_ref.experiments.paper_sections import SECTIONS
 from ddpm_ref.experiments.subject import Subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.atomic import write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say
+from ddpm_ref.train import RECIPES
 
 TEXT = "run every experiment of the paper's §4 that needs no download, and show them on one page"
 MORE = """
@@ -158,14 +174,16 @@ def _generation(work: Work, folder: Path, advance: Advance) -> None:
 
 
 def _interpolation(work: Work, folder: Path, advance: Advance) -> None:
-    result = interpolation.measure(
-        work.subject, count=PAIRS, batch=work.plan.batch, seed=work.plan.seed, progress=advance
-    )
+    part, images = ("held_out", len(work.setup.held_out))
+    pairs = interpolation.choose_pairs(PAIRS, images, work.plan.seed)
+    how = dict(pairs=pairs, part=part, batch=work.plan.batch, seed=work.plan.seed)
+    result = interpolation.measure(work.subject, **how, progress=advance)
     interpolation.save(folder, result, work.facts())
 
 
 def _neighbours(work: Work, folder: Path, advance: Advance) -> None:
-    neighbours.save(folder, neighbours.measure(work.subject, samples=work.samples), work.facts())
+    samples = saved_samples(work.run_folder).astype(np.float32)
+    neighbours.save(folder, neighbours.measure(work.subject, samples=samples), work.facts())
     advance(1)
 
 
@@ -192,12 +210,11 @@ PARTS = (
     Part("interpolation", "Interpolation", "Figures 8 and 9, §4.4", "step",
          lambda w: interpolation.work(w.setup.schedule.T, pairs=PAIRS, batch=w.plan.batch), _interpolation),
     Part("neighbours", "Nearest neighbours", "Figures 12 and 15", "table", lambda w: 1, _neighbours),
-    Part("autoregressive", "The autoregressive view", "§4.3, Eq. 16", "step",
-         lambda w: autoregressive.work(), _autoregressive),
+    Part("autoregressive", "The autoregressive view", "§4.3, Eq. 16", "pixel", lambda w: 64, _autoregressive),
 )  # fmt: skip
 NAMES = tuple(part.name for part in PARTS)
-ALONE = ("coding", "autoregressive")
-"""Parts that need no trained network."""
+ALONE = {"coding": 25.0, "autoregressive": 15.0}
+"""Parts that need no trained network, with the seconds they take, about."""
 
 
 def chosen_parts(names: Sequence[str] | None) -> tuple[Part, ...]:
@@ -205,7 +222,7 @@ def chosen_parts(names: Sequence[str] | None) -> tuple[Part, ...]:
     for name in names or ():
         check_choice("parts", name, NAMES)
     wanted = set(names or NAMES)
-    wanted |= {"ablation"} if wanted - set(ALONE) else set()
+    wanted |= {"ablation"} if wanted - ALONE.keys() else set()
     wanted |= {"likelihood"} if "rate_distortion" in wanted else set()
     return tuple(part for part in PARTS if part.name in wanted)
 
@@ -262,3 +279,128 @@ def _begun(work: Work, part: Part) -> int:
     if part.name != "ablation":
         return 0
     return ablation.total_steps(work.setup, TABLE_2, work.seeds, work.folder / "ablation")[1]
+
+
+def forecast(work: Work, parts: Sequence[Part], one: Pace) -> dict[str, float]:
+    """Seconds that each part will take which is not done, from the pace of single steps."""
+    T, plan = work.setup.schedule.T, work.plan
+    passes = [ablation_runs.work(work.setup, seed) for seed in work.seeds]
+    batches = -(-len(work.setup.held_out) // plan.batch)
+    of_each = len(work.seeds) * T * batches * one.draw + sum(p["rate"] for p in passes) * one.rate
+    total, behind = ablation.total_steps(work.setup, TABLE_2, work.seeds, work.folder / "ablation")
+    training = sum(one.train.values()) * plan.steps * len(work.seeds)
+    by_draws = {"generation": generation.work(T, **_generation_how(work)),
+                "interpolation": interpolation.work(T, pairs=PAIRS, batch=plan.batch)}  # fmt: skip
+    seconds = {
+        "ablation": (training + len(TABLE_2) * of_each) * (1 - behind / total),
+        "likelihood": passes[0]["rate"] * one.rate,
+        **{name: steps * one.draw for name, steps in by_draws.items()},
+        **ALONE,
+    }
+    return {part.name: seconds.get(part.name, 1.0) for part in parts if not part.done(work)}
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def write_page(work: Work) -> Path:
+    """index.html of the parts that are done."""
+    done = [part for part in PARTS if part.done(work)]
+    page, below = Page("Denoising Diffusion Probabilistic Models: the experiments, run again"), Page("")
+    findings: dict[str, list[tuple[str, str]]] = {}
+    for part in done:
+        below.section(part.title, part.of, part.name)
+        findings[part.title] = SECTIONS[part.name](below, work)
+        below.items(findings[part.title])
+    introduce(page, work)
+    page.contents([(part.name, f"{part.title} ({part.of})") for part in done])
+    missing = [part.title for part in PARTS if part not in done]
+    if missing:
+        page.text(f"Not here yet: {'; '.join(missing)}.")
+    page.section("What the paper finds, and what these numbers say", anchor="findings")
+    page.items([finding for part in done for finding in findings[part.title]])
+    page.append(below)
+    return page.write(work.folder / "index.html")
+
+
+def introduce(page: Page, work: Work) -> None:
+    """What was run, and what may be compared."""
+    plan, setup = work.plan, work.setup
+    h, w, c = setup.source.shape
+    page.command(" ".join(["ddpm-ref paper", *(["--quick"] if plan.quick else []), *_differing(plan)]))
+    if plan.quick:
+        page.text(
+            "A quick look, for the page's form: networks that have barely learned, one seed, so no verdict below is to be "
+            "believed. Without --quick each network trains in full."
+        )
+    page.text(
+        f"Ho, Jain and Abbeel (2020), §4, on {len(setup.train):,} images ({plan.data}, {h}x{w}x{c}, {setup.source.levels} "
+        f"grey levels) with {len(setup.held_out):,} held out, by a network of {setup.net(CELLS['eps-simple']).size:,} "
+        f"parameters trained for {plan.steps:,} steps of {setup.training.batch} images, T = {setup.schedule.T:,}. The "
+        "paper's are on CIFAR-10: 50,000 photographs of 32x32x3 and 256 levels, 35.7 million parameters, 800,000 steps of "
+        "128 images. So no number here is to be compared with one of the paper; orders and shapes are, and each "
+        "table says so where even these cannot."
+    )
+
+
+def _differing(plan: Plan) -> list[str]:
+    """The options that were not left at their defaults."""
+    default = QUICK if plan.quick else dict(steps=RECIPES[plan.preset][0], seeds=3, every=10)
+    default |= dict(preset="digits", data="digits", seed=0, weights="ema", temperature=1.0, batch=100)
+    words = [
+        f"--{'draw-batch' if name == 'batch' else name} {quote(str(getattr(plan, name)))}"
+        for name, value in default.items()
+        if getattr(plan, name) != value
+    ]
+    return words + ([] if plan.clip else ["--no-clip"])
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `ddpm-ref paper`."""
+    options.shared(parser, "where to write, or to go on (runs/paper; with --quick runs/paper-quick)")
+    options.drawing(parser, count=False)
+    parser.add_argument("--quick", action="store_true", help="a look in a few minutes: one seed, little training")
+    parser.add_argument("--parts", nargs="+", choices=NAMES, metavar="PART",
+                        help=f"only these, and what they rest on, of: {', '.join(NAMES)}")  # fmt: skip
+    parser.add_argument("--preset", choices=PRESETS, default="digits", help="network and settings of all cells")
+    parser.add_argument("--data", default="digits", metavar="SOURCE", help="labelled images, as `ddpm-ref train` takes")
+    parser.add_argument("--steps", type=int, metavar="K", help="of each training (the preset's)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each cell of Table 2 (3)")
+    parser.add_argument("--every", type=int, metavar="K", help="each image's bound by every K-th step (10)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """`ddpm-ref paper`"""
+    need(
+        "tqdm", "safetensors", "PIL.Image", "matplotlib.figure", "sklearn.neural_network", "sklearn.svm", "scipy.stats"
+    )
+    parts, plan = chosen_parts(args.parts), new_plan(args)
+    folder = Path(args.out or ("runs/paper-quick" if args.quick else "runs/paper"))
+    backend = get_backend(args.backend, args.threads, args.precision)
+    work = open_work(folder, plan, backend)
+    say(taken(backend, args))
+    todo = [part for part in parts if not part.done(work)]
+    if todo:
+        say(f"folder {folder}; timing a few steps of each kind …")
+        seconds = forecast(work, parts, pace(work.setup, TABLE_2, backend, plan.batch))
+        each = ", ".join(f"{name} {minutes(s)}" for name, s in seconds.items())
+        say(f"about {minutes(sum(seconds.values()))} on this machine: {each}")
+    begun = time.monotonic()
+    try:
+        fill(work, parts)
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "stopped"
+        say(f"{what}; give the same command again to go on (folder {quote(folder)})")
+        return 0 if isinstance(stop, ablation_runs.Stopped) else 130
+    if todo:
+        say(f"done in {minutes(time.monotonic() - begun)}")
+    say(f"open {folder / 'index.html'}")
+    return 0
+
+
+def minutes(seconds: float) -> str:
+    """12 min, or 40 s."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

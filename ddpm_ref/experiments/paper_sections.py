@@ -5,14 +5,13 @@ each with the verdict that these numbers give.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ddpm_ref.experiments import published
 from ddpm_ref.experiments.ablation_findings import DOES_NOT_HOLD, HOLDS
-from ddpm_ref.experiments.ablation_runs import read_json, saved_samples
+from ddpm_ref.experiments.ablation_runs import read_json
 from ddpm_ref.experiments.page import Cell, Page
 from ddpm_ref.terminal import quote
 
@@ -250,6 +249,56 @@ def interpolation(page: Page, work: "Work") -> list[Finding]:
     ]
 
 
-def write_samples_grid(path: Path) -> Any:
-    """The samples of a run's folder."""
-    return saved_samples(path)
+def neighbours(page: Page, work: "Work") -> list[Finding]:
+    """Figures 12 and 15."""
+    found, folder = result_of(work, "neighbours"), work.folder / "neighbours"
+    page.command(f"ddpm-ref neighbours {quote(work.run_folder)} --samples {quote(work.run_folder / 'samples.npz')}")
+    page.picture(folder / "neighbours.png", "Samples and the training images nearest to each by pixels.")
+    page.picture(folder / "distances.png", "How far samples and held-out images are from the nearest training image.")
+    pixels, copies = found["pixels"], found["exact_copies"]
+    rows: list[list[Cell]] = [["exact copies of training images", copies["samples"], copies["held_out"]]]
+    for name, text in (("median", "median distance to the nearest, RMS 0…255"),
+                       ("much_nearer_to_one", "share three times as near to it as to the next")):  # fmt: skip
+        rows.append([text, pixels["samples"][name], pixels["held_out"][name]])
+    page.table(["", f"{pixels['samples']['n']} samples", f"{pixels['held_out']['n']} held-out images"], rows)
+    new = copies["samples"] <= copies["held_out"] and pixels["median_ratio"] > 0.8
+    return [(
+        verdict(new),
+        f"samples are not memorised: their median distance to the nearest training image is {pixels['median_ratio']:.2f} "
+        f"times that of held-out images (a memoriser's is near 0), and {_count(copies['samples'], 'sample')} of "
+        f"{pixels['samples']['n']} {'is' if copies['samples'] == 1 else 'are'} one of them.",
+    )]  # fmt: skip
+
+
+def autoregressive(page: Page, work: "Work") -> list[Finding]:
+    """The coordinate-masking chain."""
+    found = result_of(work, "autoregressive")
+    page.command(f"ddpm-ref autoregressive --seed {work.plan.seed}")
+    page.text(
+        "With T = D steps that mask one coordinate each instead of adding noise, the bound of Eq. 16 trains p_θ to copy "
+        "what is visible and to predict the next coordinate: an autoregressive model. On a chain of five binary "
+        "coordinates, by enumeration of all states:"
+    )
+    page.table(
+        ["p_θ, bits", "L by Eq. 16", "L by Eq. 5", "-log₂ p_θ(x_0)", "KL(q ‖ p_θ)"],
+        [[r["name"], *(f"{r[k]:.6f}" for k in ("eq_16", "eq_5", "negative_log_likelihood", "kl"))] for r in found["toy"]],
+        f"H(x_0) = {found['toy_entropy']:.6f} bits.",
+    )  # fmt: skip
+    page.table(
+        [f"binary digits, T = D = {found['D']}, bits/dim", "train", "held-out"],
+        [[name, bits["train"], bits["held_out"]] for name, bits in found["bits_per_dim"].items()],
+        "Pixels as 0 or 1: not to be compared with the bits/dim above.",
+    )
+    page.picture(work.folder / "autoregressive" / "autoregressive.png", "The chain, and its samples.")
+    copying = [r for r in found["toy"] if "slips" not in r["name"]]
+    gap = max(max(abs(r[k] - r["negative_log_likelihood"]) for k in ("eq_16", "eq_5")) for r in copying)
+    return [(
+        verdict(gap < 1e-9),
+        f"the bound of the masking chain is the autoregressive likelihood, to {gap:.0e} bits, for every p_θ that copies.",
+    )]  # fmt: skip
+
+
+SECTIONS: dict[str, Section] = {
+    one.__name__: one
+    for one in (ablation, likelihood, rate_distortion, coding, generation, interpolation, neighbours, autoregressive)
+}

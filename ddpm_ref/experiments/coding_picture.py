@@ -1,0 +1,86 @@
+"""The picture of `ddpm-ref coding`: lengths against n, the error after every step, and what the receiver shows."""
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddpm_ref.extras import import_extra
+from ddpm_ref.files.atomic import replacing
+
+if TYPE_CHECKING:
+    from ddpm_ref.experiments.coding import CodingResult, ToyResult
+
+BLUE, ORANGE, GREY = "#1f4e79", "#d9622b", "#8c8c8c"
+
+
+def save_coding(path: str | os.PathLike[str], result: "CodingResult") -> Path:
+    """A row for each toy, to a PNG file; returns its path."""
+    Figure = import_extra("matplotlib.figure", "a picture with text").Figure
+    FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
+    rows = len(result.toys)
+    figure = Figure(figsize=(13, 4 * rows), dpi=110, layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    for axes, toy in zip(figure.subplots(rows, 3, squeeze=False), result.toys, strict=True):
+        _lengths(axes[0], toy)
+        _errors(axes[1], toy)
+        _shown(axes[2], toy)
+        for one in axes:
+            one.spines[["top", "right"]].set_visible(False)
+    data = io.BytesIO()
+    canvas.print_png(data, metadata={"Software": None})
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.getvalue())
+    return Path(path)
+
+
+def _lengths(axes: Any, toy: "ToyResult") -> None:
+    n = [row.n for row in toy.lengths]
+    axes.plot(n, [row.bound for row in toy.lengths], color=ORANGE, marker="v", ms=4,
+              label=r"$\sum$ [KL + log$_2$(KL + 1) + 5] + $L_0$")  # fmt: skip
+    axes.errorbar(n, [row.bits for row in toy.lengths], [2 * row.bits_error for row in toy.lengths], color=BLUE,
+                  marker="o", ms=4, capsize=3, label="messages, mean ± 2 standard errors")  # fmt: skip
+    axes.axhline(sum(toy.L), color=BLUE, ls="--", lw=1, label=r"$L = \sum$ KL + $L_0$, exact")
+    axes.axhline(toy.entropy, color=GREY, ls=":", lw=1.2, label=r"$H(x_0)$")
+    axes.set(xscale="log", yscale="log", xlabel="$n$, copies in a message", ylabel="bits for each copy",
+             title=f"{toy.name}: length")  # fmt: skip
+    ticks = [5, 10, 20, 40, 80]
+    axes.set_xticks(n, [str(k) for k in n])
+    axes.set_yticks(ticks, [str(k) for k in ticks])
+    axes.minorticks_off()
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _errors(axes: Any, toy: "ToyResult") -> None:
+    """Against the bits received, as Figure 5 has it."""
+    received = np.cumsum([*toy.L[:0:-1], toy.L[0]])
+    axes.plot(received, toy.rmse_exact, color=BLUE, lw=1.2, label="exact expectation")
+    axes.plot(received, toy.rmse, "o", color=ORANGE, ms=5, label="as received")
+    names = list(enumerate(zip(received, toy.rmse, strict=True)))
+    for k, (x, y) in [one for one in names if one[1][0] - received[0] > 0.02 * received[-1]]:  # the rest overlap
+        axes.annotate(f"$x_{{{toy.T - k}}}$", (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8)
+    axes.set(xlabel=r"ideal bits so far, $\sum$ KL of one copy", ylabel=r"RMSE of $\hat{x}_0$",
+             title=f"{toy.name}: what the receiver sees")  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _shown(axes: Any, toy: "ToyResult") -> None:
+    """x̂_0 of some copies, after x_T grey and small, after x_1 dark, and x_0 as rings."""
+    shown, x_0 = np.asarray(toy.shown), np.asarray(toy.x_0)
+    axes.plot(shown[:, :, 0], shown[:, :, 1], color="#cccccc", lw=0.6, zorder=1)
+    steps = len(shown) - 1
+    for k in range(steps):
+        shade = 0.75 * (1 - (k + 1) / steps)
+        axes.scatter(
+            *shown[k].T, s=6 + 4 * k, color=str(shade), zorder=2 + k, lw=0, label=rf"$\hat{{x}}_0(x_{{{steps - k}}})$"
+        )
+    axes.scatter(*x_0.T, s=36, facecolors="none", edgecolors=ORANGE, zorder=99, label="$x_0$")
+    axes.set(
+        xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal", title=f"{toy.name}: $\\hat{{x}}_0$ on its way to $x_0$"
+    )
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
