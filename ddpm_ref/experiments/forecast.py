@@ -8,7 +8,9 @@ import numpy as np
 
 from ddpm_ref.backend import Backend
 from ddpm_ref.dataset_likelihood import dataset_bound, evaluations
-from ddpm_ref.experiments.ablation_cells import CELLS, Cell, Setup
+from ddpm_ref.experiments import ablation, ablation_runs, generation, interpolation
+from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Cell, Setup
+from ddpm_ref.experiments.paper_parts import ALONE, PAIRS, Part, Work, generation_how
 from ddpm_ref.experiments.subject import HostModel
 from ddpm_ref.sampling import generate_steps
 from ddpm_ref.train import Trainer
@@ -18,7 +20,7 @@ IMAGES = 200  # of the likelihood that are timed at a time
 
 
 class Pace(NamedTuple):
-    """Seconds that one thing takes: a training step of each kind of cell, a reverse step of a batch, one image's L_t."""
+    """Seconds of one thing: a training step of each cell, by name, a reverse step of a batch, an image's L_t."""
 
     train: dict[str, float]
     draw: float
@@ -32,7 +34,7 @@ def pace(setup: Setup, cells: Sequence[Cell], backend: Backend, batch: int) -> P
     net = setup.net(simple)
     params = net.init(0)
     how = dict(setup.how(simple), seed=0, backend=backend)
-    steps = generate_steps(net, params, setup.schedule, np.arange(batch), setup.source.shape, **how)  # type: ignore[arg-type]
+    steps = generate_steps(net, params, setup.schedule, np.arange(batch), setup.source.shape, **how)
     draw = seconds_of(lambda: next(steps))
     model = HostModel(net, params, backend)
     images = setup.train.take(slice(IMAGES))
@@ -56,3 +58,22 @@ def seconds_of(step: Callable[[], object]) -> float:
         step()
         count += 1
     return (time.perf_counter() - begun) / count
+
+
+def forecast(work: Work, parts: Sequence[Part], one: Pace) -> dict[str, float]:
+    """Seconds that each part will take which is not done, from the pace of single steps."""
+    T, plan = work.setup.schedule.T, work.plan
+    passes = [ablation_runs.work(work.setup, seed) for seed in work.seeds]
+    batches = -(-len(work.setup.held_out) // plan.batch)
+    of_each = len(work.seeds) * T * batches * one.draw + sum(p["rate"] for p in passes) * one.rate
+    total, behind = ablation.total_steps(work.setup, TABLE_2, work.seeds, work.folder / "ablation")
+    training = sum(one.train.values()) * plan.steps * len(work.seeds)
+    by_draws = {"generation": generation.work(T, **generation_how(work)),
+                "interpolation": interpolation.work(T, pairs=PAIRS, batch=plan.batch)}  # fmt: skip
+    seconds = {
+        "ablation": (training + len(TABLE_2) * of_each) * (1 - behind / total),
+        "likelihood": passes[0]["rate"] * one.rate,
+        **{name: steps * one.draw for name, steps in by_draws.items()},
+        **ALONE,
+    }
+    return {part.name: seconds.get(part.name, 1.0) for part in parts if not part.done(work)}

@@ -5,6 +5,7 @@ each with the verdict that these numbers give.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ddpm_ref.experiments.page import Cell, Page
 from ddpm_ref.terminal import quote
 
 if TYPE_CHECKING:
-    from ddpm_ref.experiments.paper import Work
+    from ddpm_ref.experiments.paper_parts import Work
 
 Finding = tuple[str, str]
 """(verdict, sentence)."""
@@ -44,20 +45,30 @@ def ablation(page: Page, work: "Work") -> list[Finding]:
         f"--seeds {work.plan.seeds} --seed {work.plan.seed} --every {work.plan.every}"
     )
     page.text(
-        f"Every cell is trained for {work.plan.steps:,} steps with {_count(work.plan.seeds, 'seed')}, then draws as many "
-        "images as were held out. Mean ± standard deviation over the seeds. Lower Fréchet distances are better, higher "
-        "precision, recall and class probability, fewer bits."
+        f"Every cell is trained for {work.plan.steps:,} steps with {_count(work.plan.seeds, 'seed')}, then draws as "
+        "many images as were held out. Mean ± standard deviation over the seeds. Lower Fréchet distances are better, "
+        "higher precision, recall and class probability, fewer bits."
     )
     measures = [m for m in found["measures"] if m not in ("nearest_median", "smallest_class_share")]
     rows: list[list[Cell]] = []
     for cell in found["cells"]:
         paper = cell["paper"]
-        theirs = paper if isinstance(paper, str) else f"{paper['inception_score']:.2f} / {paper['fid']:.2f}" if paper else "–"
+        theirs = (
+            paper
+            if isinstance(paper, str)
+            else f"{paper['inception_score']:.2f} / {paper['fid']:.2f}"
+            if paper
+            else "–"
+        )
         label = cell["label"] + (" (unstable)" if cell["unstable"] else "")
         rows.append([label, *(spread(cell["mean"][m], cell["deviation"][m]) for m in measures), theirs])
     held = found["held_out"]
     rows.append(["held-out images", *(spread(held.get(m), None) for m in measures), ""])
-    page.table(["predicted, trained on", *(found["measures"][m] for m in measures), "paper: IS / FID"], rows, found["unstable_if"])
+    page.table(
+        ["predicted, trained on", *(found["measures"][m] for m in measures), "paper: IS / FID"],
+        rows,
+        found["unstable_if"],
+    )
     page.picture(folder / "ablation.png", "Each seed a dot, each line a mean; the held-out images are the yardstick.")
     reasons = [(cell["label"], reason) for cell in found["cells"] for reason in cell["reasons"]]
     if reasons:
@@ -103,12 +114,22 @@ def likelihood(page: Page, work: "Work") -> list[Finding]:
     """The bound of the L_simple network in its terms."""
     found = result_of(work, "likelihood")
     page.command(f"ddpm-ref likelihood {quote(work.run_folder)} --every {work.plan.every} --seed {work.plan.seed}")
+    split = ("rate", "distortion", "total")
     rows: list[list[Cell]] = [
-        [part, p["images"], f"{p['L_T']:.1e}", *(f"{p[k]:.4f} ± {p[k + '_error']:.4f}" for k in ("rate", "distortion", "total"))]
+        [part, p["images"], f"{p['L_T']:.1e}", *(f"{p[k]:.4f} ± {p[k + '_error']:.4f}" for k in split)]
         for part, p in found.items()
     ]  # fmt: skip
     simple = published.TABLE_1["simple"]
-    rows.append(["paper, CIFAR-10 test", 10_000, "about 1e-5", f"{published.RATE}", f"{published.DISTORTION}", f"≤ {simple.nll_test}"])
+    rows.append(
+        [
+            "paper, CIFAR-10 test",
+            10_000,
+            "about 1e-5",
+            f"{published.RATE}",
+            f"{published.DISTORTION}",
+            f"≤ {simple.nll_test}",
+        ]
+    )
     page.table(
         ["bits/dim", "images", "L_T", "rate", "distortion L_0", "total"], rows,
         "± is a standard error over images, noise and the steps drawn. Of the L_simple network of the first seed.",
@@ -172,8 +193,8 @@ def coding(page: Page, work: "Work") -> list[Finding]:
     page.command(f"ddpm-ref coding --seed {work.plan.seed}")
     page.text(
         "A sender and a receiver share p_θ and a seed, and exchange real bytes: at every step the sender picks, by "
-        "minimal random coding, one of the candidates that both can draw from p_θ, so that it is an exact sample of q, and "
-        "sends its number. All messages were received again, and gave back x_0 to the bit. The paper gives these "
+        "minimal random coding, one of the candidates that both can draw from p_θ, so that it is an exact sample of q, "
+        "and sends its number. All messages were received again, and gave back x_0 to the bit. The paper gives these "
         "algorithms without code, as too slow for images; on toys in the plane they run."
     )
     findings = []
@@ -182,15 +203,15 @@ def coding(page: Page, work: "Work") -> list[Finding]:
             ["copies coded jointly", "messages", "bits/copy, as sent", "KL + L_0", "bound", "over the KL"],
             [[r["n"], r["messages"], f"{r['bits']:.2f} ± {r['bits_error']:.2f}", f"{r['kl'] + r['x_0_bits']:.2f}",
               f"{r['bound']:.2f}", f"{r['excess']:.2f}"] for r in toy["lengths"]],
-            f"{toy['name']}: {toy['levels']} x {toy['levels']} grid, T = {toy['T']}, H(x_0) = {toy['entropy']:.2f} bits, "
-            f"L = {sum(toy['L']):.2f} bits. The bound is the sum of KL + log₂(KL + 1) + 5 over the blocks sent.",
+            f"{toy['name']}: {toy['levels']} x {toy['levels']} grid, T = {toy['T']}, H(x_0) = {toy['entropy']:.2f} "
+            f"bits, L = {sum(toy['L']):.2f} bits. The bound is the sum of KL + log₂(KL + 1) + 5 over the blocks sent.",
         )  # fmt: skip
         first, last = toy["lengths"][0], min(toy["lengths"], key=lambda r: r["excess"])
         under = all(r["bits"] - 4 * r["bits_error"] <= r["bound"] for r in toy["lengths"])
         findings.append((
             verdict(under and last["excess"] < first["excess"]),
-            f"sending a sample of q costs about KL(q ‖ p) bits ({toy['name']}): {first['excess']:.1f} bits/copy over it for "
-            f"one copy, {last['excess']:.1f} for {last['n']} coded jointly, and below the bound throughout.",
+            f"sending a sample of q costs about KL(q ‖ p) bits ({toy['name']}): {first['excess']:.1f} bits/copy over "
+            f"it for one copy, {last['excess']:.1f} for {last['n']} coded jointly, and below the bound throughout.",
         ))  # fmt: skip
     page.picture(work.folder / "coding" / "coding.png", "Lengths beside KL and bound, and what the receiver sees.")
     return findings
@@ -213,7 +234,7 @@ def generation(page: Page, work: "Work") -> list[Finding]:
         "On the scale 0…255.",
     )
     apart = shared["shared"]
-    falls = all(a >= b for a, b in zip(apart, apart[1:], strict=False))
+    falls = all(a >= b for a, b in pairwise(apart))
     return [(
         verdict(falls),
         "large-scale features come first: samples that share x_t are the more alike the smaller t is "
@@ -224,10 +245,12 @@ def generation(page: Page, work: "Work") -> list[Finding]:
 def interpolation(page: Page, work: "Work") -> list[Finding]:
     """Figures 8 and 9."""
     found, folder = result_of(work, "interpolation"), work.folder / "interpolation"
-    page.command(f"ddpm-ref interpolation {quote(work.run_folder)} --seed {work.plan.seed} --count {len(found['pairs'])}")
+    page.command(
+        f"ddpm-ref interpolation {quote(work.run_folder)} --seed {work.plan.seed} --count {len(found['pairs'])}"
+    )
     page.text(
-        "Two held-out images are taken to x_t with the same noise, mixed as (1 - λ) x_t + λ x'_t and decoded with the same "
-        "noise for all λ. (The paper's formula has x_0 where x_t is meant.)"
+        "Two held-out images are taken to x_t with the same noise, mixed as (1 - λ) x_t + λ x'_t and decoded with the "
+        "same noise for all λ. (The paper's formula has x_0 where x_t is meant.)"
     )
     page.picture(folder / "interpolation.png", "Rows of λ between two images at the middle t (Figure 8).")
     page.picture(folder / "coarse-to-fine.png", "The same pair from every t (Figure 9).")
@@ -264,8 +287,9 @@ def neighbours(page: Page, work: "Work") -> list[Finding]:
     new = copies["samples"] <= copies["held_out"] and pixels["median_ratio"] > 0.8
     return [(
         verdict(new),
-        f"samples are not memorised: their median distance to the nearest training image is {pixels['median_ratio']:.2f} "
-        f"times that of held-out images (a memoriser's is near 0), and {_count(copies['samples'], 'sample')} of "
+        f"samples are not memorised: their median distance to the nearest training image is "
+        f"{pixels['median_ratio']:.2f} times that of held-out images (a memoriser's is near 0), and "
+        f"{_count(copies['samples'], 'sample')} of "
         f"{pixels['samples']['n']} {'is' if copies['samples'] == 1 else 'are'} one of them.",
     )]  # fmt: skip
 
@@ -275,13 +299,14 @@ def autoregressive(page: Page, work: "Work") -> list[Finding]:
     found = result_of(work, "autoregressive")
     page.command(f"ddpm-ref autoregressive --seed {work.plan.seed}")
     page.text(
-        "With T = D steps that mask one coordinate each instead of adding noise, the bound of Eq. 16 trains p_θ to copy "
-        "what is visible and to predict the next coordinate: an autoregressive model. On a chain of five binary "
+        "With T = D steps that mask one coordinate each instead of adding noise, the bound of Eq. 16 trains p_θ to "
+        "copy what is visible and to predict the next coordinate: an autoregressive model. On a chain of five binary "
         "coordinates, by enumeration of all states:"
     )
     page.table(
         ["p_θ, bits", "L by Eq. 16", "L by Eq. 5", "-log₂ p_θ(x_0)", "KL(q ‖ p_θ)"],
-        [[r["name"], *(f"{r[k]:.6f}" for k in ("eq_16", "eq_5", "negative_log_likelihood", "kl"))] for r in found["toy"]],
+        [[r["name"], *(f"{r[k]:.6f}" for k in ("eq_16", "eq_5", "negative_log_likelihood", "kl"))]
+         for r in found["toy"]],
         f"H(x_0) = {found['toy_entropy']:.6f} bits.",
     )  # fmt: skip
     page.table(
@@ -294,7 +319,8 @@ def autoregressive(page: Page, work: "Work") -> list[Finding]:
     gap = max(max(abs(r[k] - r["negative_log_likelihood"]) for k in ("eq_16", "eq_5")) for r in copying)
     return [(
         verdict(gap < 1e-9),
-        f"the bound of the masking chain is the autoregressive likelihood, to {gap:.0e} bits, for every p_θ that copies.",
+        f"the bound of the masking chain is the autoregressive likelihood, to {gap:.0e} bits, for every p_θ that "
+        "copies.",
     )]  # fmt: skip
 
 
