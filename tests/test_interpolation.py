@@ -172,7 +172,7 @@ def measured(trained: Run, out: Path, *more: object) -> Any:
     done = call("interpolation", trained.folder, "--count", 2, "--draw-batch", 30, "--out", out, *more)
     assert (done.status, done.err) == (0, "")
     assert [Path(line[6:]).name for line in done.out.splitlines() if line.startswith("wrote ")] == [
-        "interpolation.json", "interpolation.png", "coarse-to-fine.png", "details.png",
+        "interpolation.json", "interpolation.png", "interpolation-quarter.png", "coarse-to-fine.png", "details.png",
     ]  # fmt: skip
     return json.loads((out / "interpolation.json").read_text())
 

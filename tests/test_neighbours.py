@@ -45,6 +45,7 @@ def test_of_equally_near_rows_the_first_comes_first_and_a_copy_is_at_distance_0(
         monkeypatch.setattr(neighbours, "NUMBERS", numbers)
         found = k_nearest(train[2:3], lambda i: train[i], 5, 5)
         assert found.index.tolist() == [[1, 2, 4, 0, 3]] and found.distance[0, :3].tolist() == [0, 0, 0]
+        assert k_nearest(train[2:3], lambda i: train[i], 5, 2).index.tolist() == [[1, 2]]
 
 
 def test_of_images_the_distance_is_the_rms_of_bytes_and_of_features_euclidean(rng: np.random.Generator) -> None:

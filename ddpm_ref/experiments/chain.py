@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,3 +105,16 @@ def evenly(T: int, parts: int, *, lowest: int = 0) -> tuple[int, ...]:
 def rms_255(difference: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Root mean square of a difference of images in [-1, 1], on the scale of 0 … 255; float64."""
     return 127.5 * np.sqrt(np.mean(np.square(np.asarray(difference, dtype=np.float64)), axis=axis))
+
+
+def beyond_chance(difference: Array) -> int:
+    """Whether the mean of n paired differences is above 0 (1), below (-1), or within two standard errors (0)."""
+    mean = float(np.mean(difference))
+    error = 2 * float(np.std(difference, ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return int(mean > error) - int(mean < -error)
+
+
+def falls(values: Array) -> bool:
+    """Whether K rows of n numbers, paired, fall: none rises above the one before beyond chance, the last is below."""
+    rises = [beyond_chance(after - before) for before, after in pairwise(values)]
+    return max(rises, default=0) <= 0 and beyond_chance(values[-1] - values[0]) < 0

@@ -22,7 +22,7 @@ from ddpm_ref import options, pictures
 from ddpm_ref.checks import Array, check_finite, check_int, check_same_shape
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import interpolation_picture
-from ddpm_ref.experiments.chain import Chain, Progress, chain_of, evenly, rms_255
+from ddpm_ref.experiments.chain import Chain, Progress, beyond_chance, chain_of, evenly, falls, rms_255
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.data import ImageData
@@ -33,8 +33,9 @@ from ddpm_ref.terminal import bar, need, new_folder, say
 RESULT = "interpolation.json"
 TEXT = "mix two images at step t of the diffusion and decode the mixture (Figures 8, 9)"
 MORE = (
-    "\nWrites interpolation.png (several pairs at the middle t), coarse-to-fine.png (one pair at every t),\n"
-    "details.png (what is lost of the sources, and how coarse it is) and interpolation.json."
+    "\nWrites interpolation.png (several pairs at T/2, as Figure 8), interpolation-quarter.png (at T/4, where small\n"
+    "images still show their sources), coarse-to-fine.png (one pair at every t, as Figure 9), details.png\n"
+    "(what is lost of the sources, and how coarse it is) and interpolation.json."
 )
 
 LAMBDAS = tuple(i / 10 for i in range(11))  # 0 and 1: each source, encoded and decoded
@@ -94,17 +95,22 @@ class Interpolation:
         0 where the band is kept exactly, near 1 where it is as if another image had been drawn.
         """
         error = _bands(self._ends() - self.sources)
-        apart = _bands(self._between())
-        size = apart.mean(axis=0)
-        return np.sqrt(error.mean(axis=(1, 2)) / np.where(size > 0, size, np.inf))
+        return np.sqrt(error.mean(axis=(1, 2)) / self._band_sizes())
 
     def findings(self) -> dict[str, bool]:
-        """§4.3's "coarse for large t, fine for small t", each judged by the numbers as they stand, as t falls."""
-        lost = self.lost[[t > 0 for t in self.t]]
+        """§4.3's "coarse for large t, fine for small t", judged by the numbers beyond the chance of the pairs.
+
+        Chance is two standard errors (`beyond_chance`): where nothing of the sources is left, two t differ by it alone.
+        The fine part is lost more if it is at some t, and the coarse at none.
+        """
+        blends = _mixed(self.sources[:, :1], self.sources[:, 1:], self.lambdas)
+        inner = slice(1, -1)
+        lost = _bands(self._ends() - self.sources).mean(axis=2) / self._band_sizes()  # (K, P, 2)
+        more = [beyond_chance(row) for row in lost[..., 1] - lost[..., 0]]
         return {
-            "reconstruction_rmse_grows_with_t": _falls(self.reconstruction),
-            "departure_from_pixel_blend_grows_with_t": _falls(self.departure),
-            "fine_part_is_lost_more_than_coarse": bool((lost[:, 1] >= lost[:, 0]).all()),
+            "reconstruction_rmse_grows_with_t": falls(_squares(self._ends() - self.sources)),
+            "departure_from_pixel_blend_grows_with_t": falls(_squares(self.decoded[:, :, inner] - blends[:, inner])),
+            "fine_part_is_lost_more_than_coarse": max(more) > 0 and min(more) >= 0,
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -142,14 +148,21 @@ class Interpolation:
         first, second = np.moveaxis(np.asarray(self.sources, dtype=np.float64), 1, 0)
         return second - first
 
+    def _band_sizes(self) -> Array:
+        """|source' - source|² of the coarse and of the fine part, a mean over pairs, (2,); ∞ for none."""
+        size = _bands(self._between()).mean(axis=0)
+        return np.where(size > 0, size, np.inf)
+
     def _ends(self) -> Array:
         """The decoded images of λ = 0 and λ = 1, (K, P, 2, H, W, C) float64."""
         ends = [self.lambdas.index(0), self.lambdas.index(1)]
         return np.asarray(self.decoded[:, :, ends], dtype=np.float64)
 
 
-def _falls(x: Array) -> bool:
-    return bool((np.diff(x) <= 0).all())
+def _squares(x: Array) -> Array:
+    """Mean squares over all but the steps and the pairs: (K, P, ...) to (K, P)."""
+    squares: Array = np.mean(np.square(x, dtype=np.float64), axis=tuple(range(2, x.ndim)))
+    return squares
 
 
 def _bands(x: Array) -> Array:
@@ -273,7 +286,7 @@ def save(folder: Path, result: Interpolation, facts: dict[str, Any]) -> list[Pat
     decoded = np.clip(result.decoded, -1, 1)
     weights = [f"{weight:g}" for weight in result.lambdas]
     columns = ["source", *weights, "source"]
-    middle = len(result.t) // 2
+    half, quarter = len(result.t) // 2, 3 * len(result.t) // 4
 
     def rows(decoded: Array, sources: Array) -> Array:
         return np.concatenate([sources[:, :1], decoded, sources[:, 1:]], axis=1)
@@ -283,7 +296,9 @@ def save(folder: Path, result: Interpolation, facts: dict[str, Any]) -> list[Pat
     heading = r"$\lambda$ ="
     return [
         folder / RESULT,
-        strip(folder / "interpolation.png", rows(decoded[middle], result.sources)[:SHOWN], columns, heading=heading),
+        strip(folder / "interpolation.png", rows(decoded[half], result.sources)[:SHOWN], columns, heading=heading),
+        strip(folder / "interpolation-quarter.png", rows(decoded[quarter], result.sources)[:SHOWN], columns,
+              heading=heading),
         strip(folder / "coarse-to-fine.png", rows(decoded[:, 0], every_t), columns, [f"$t$ = {t}" for t in result.t],
               heading=heading),
         interpolation_picture.save_details(folder / "details.png", result),

@@ -1,13 +1,12 @@
 """Samples that share x_t: what of an image is decided by step t of the reverse process, and what after (Figure 7)."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ddpm_ref.checks import Array, check_int
-from ddpm_ref.experiments.chain import Chain, Progress
+from ddpm_ref.experiments.chain import Chain, Progress, falls
 from ddpm_ref.sampling import batches
 
 
@@ -52,15 +51,7 @@ class SharedLatents:
         From no t to the next does their variance rise by more than that, and from the first to the last it falls by
         more. (While all of an image is still open, two t differ by chance alone.)
         """
-        v = self._variances()
-
-        def rise(before: Array, after: Array) -> tuple[float, float]:
-            change = after - before
-            return change.mean(), 2 * change.std(ddof=1) / np.sqrt(len(change))
-
-        rises = [rise(before, after) for before, after in pairwise(v)]
-        whole, error = rise(v[0], v[-1])
-        return bool(all(mean <= error for mean, error in rises) and whole < -error)
+        return falls(self._variances())
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers, for JSON."""
