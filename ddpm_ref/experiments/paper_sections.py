@@ -235,17 +235,16 @@ def generation(page: Page, work: "Work") -> list[Finding]:
     apart = ", ".join(f"{a:.0f} at t = {t}" for t, a in zip(shared["t"], shared["rms_shared"], strict=True))
     return [(
         verdict(shared["falls_with_t"]),
-        f"large-scale features come first: samples that share x_t are the more alike the smaller t is ({apart}, of 255; "
-        "a rise within two standard errors over the x_t is not counted).",
+        f"large-scale features come first: samples that share x_t are the more alike the smaller t is ({apart}, of "
+        "255; a rise within two standard errors over the x_t is not counted).",
     )]  # fmt: skip
 
 
 def interpolation(page: Page, work: "Work") -> list[Finding]:
     """Figures 8 and 9."""
     found, folder = result_of(work, "interpolation"), work.folder / "interpolation"
-    page.command(
-        f"ddpm-ref interpolation {quote(work.run_folder)} --seed {work.plan.seed} --count {len(found['pairs'])}"
-    )
+    count = len(found["pairs"])
+    page.command(f"ddpm-ref interpolation {quote(work.run_folder)} --seed {work.plan.seed} --count {count}")
     page.text(
         "Two held-out images are taken to x_t with the same noise, mixed as (1 - λ) x_t + λ x'_t and decoded with the "
         "same noise for all λ. (The paper's formula has x_0 where x_t is meant.)"
@@ -268,8 +267,8 @@ def interpolation(page: Page, work: "Work") -> list[Finding]:
     return [
         (
             verdict(holds),
-            f"interpolations are coarse for large t and fine for small t: {sentences[name]} (beyond two standard errors "
-            f"over {count} pairs).",
+            f"interpolations are coarse for large t and fine for small t: {sentences[name]} (beyond two standard "
+            f"errors over {count} pairs).",
         )
         for name, holds in found["findings"].items()
     ]
