@@ -75,7 +75,7 @@ def test_the_help_of_every_command_says_what_a_newcomer_needs(command):
 def test_the_help_begins_with_the_demo_and_lists_every_command():
     done = call("--help")
     assert done.status == 0 and "Begin with `ddpm-ref demo`" in done.out
-    assert [name for name in COMMANDS if f"\n    {name} " not in done.out] == []
+    assert [name for name in COMMANDS if f"\n    {name}" not in done.out] == []
     assert call("--version").out == f"ddpm_ref {ddpm_ref.__version__}\n"
 
 
