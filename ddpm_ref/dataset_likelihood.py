@@ -94,30 +94,24 @@ def dataset_bound(
     finite, neither is the result.  Raises ValueError for bad arguments and data that are not finite.
     """
     n = _check(schedule, data, predicts, var, every, count, batch)
-    how: dict[str, Any] = dict(predicts=predicts, var=var, clip=clip)
+    how: dict[str, Any] = dict(levels=data.levels, predicts=predicts, var=var, clip=clip)
     offset = offsets(seed, n, every)
-    terms, squares, clipped = _Moments(schedule.T + 1), _Moments(schedule.T + 1), _Moments(schedule.T + 1)
+    terms, squares, clipped = (_Moments(schedule.T + 1) for _ in range(3))
     rate, distortion = np.zeros(n), np.zeros(n)
     for o in range(every):
         steps = steps_of(schedule.T, every, o)
         for images in _batches(np.flatnonzero(offset == o), batch):
             x_0 = data.x_0(images, np.float64)
             check_finite(x_0=x_0)
-            found = np.empty((3, len(steps), len(images)))
-            for row, t in enumerate(steps.tolist()):
-                eps = normal(seed, Purpose.EVALUATE, t, images, x_0.shape[1:]).astype(dtype, copy=False)
-                x_t = q_sample(schedule, x_0.astype(dtype, copy=False), t, eps)
-                found[:, row] = _at(schedule, x_0, x_t, t, model(x_t, t), data.levels, how)
-                if t > 1:  # one by one: NumPy's order of summing depends on the shape, and so on the batch
-                    rate[images] += found[0, row]
-                if progress:
-                    progress(len(images))
+            L, raw, cut = _at_each(schedule, model, x_0, images, steps, seed, dtype, how, progress)
             L_T = prior_kl(schedule, x_0)
-            distortion[images] = found[0, 0]
+            for L_t in L[1:]:  # one by one: NumPy's order of summing depends on the shape, and so on the batch
+                rate[images] += L_t
             rate[images] = L_T + every * rate[images]
-            terms.add(np.append(steps - 1, schedule.T), np.vstack([found[0], L_T]))
-            squares.add(steps, found[1])
-            clipped.add(steps, found[2])
+            distortion[images] = L[0]
+            terms.add(np.append(steps - 1, schedule.T), np.vstack([L, L_T]))
+            squares.add(steps, raw)
+            clipped.add(steps, cut)
 
     weight = np.full(schedule.T + 1, every / n)
     weight[[0, -1]] = 1 / n  # L_0 and L_T are every image's
@@ -143,15 +137,31 @@ def evaluations(T: int, n: int, every: int = 1, *, seed: int = 0) -> int:
     return int(sum(c * len(steps_of(T, every, o)) for o, c in enumerate(counts)))
 
 
-def _at(
-    schedule: Schedule, x_0: Array, x_t: Array, t: int, output: Array, levels: int, how: dict[str, Any]
-) -> tuple[Array, Array, Array]:
-    """Of each image at step t: L_{t-1}, and the mean square of x̂_0 - x_0 as it is and clipped."""
-    L = bound_term(schedule, x_0, x_t, t, output, levels=levels, **how).per_image
-    prediction = np.asarray(split_output(output, how["var"])[0], dtype=np.float64)
-    x_0_hat = output_to_x_0(schedule, np.asarray(x_t, dtype=np.float64), t, prediction, how["predicts"])
-    raw, clipped = ((x - x_0).reshape(len(x_0), -1) for x in (x_0_hat, np.clip(x_0_hat, -1, 1)))
-    return L, (raw * raw).mean(axis=1), (clipped * clipped).mean(axis=1)
+def _at_each(
+    schedule: Schedule,
+    model: Model,
+    x_0: Array,
+    images: Array,
+    steps: Array,
+    seed: int,
+    dtype: type[np.floating],
+    how: dict[str, Any],
+    progress: Progress | None,
+) -> Array:
+    """Of each image at each step L_{t-1}, and the mean square of x̂_0 - x_0 as it is and clipped: (3, steps, images)."""
+    found = np.empty((3, len(steps), len(images)))
+    for row, t in enumerate(steps.tolist()):
+        eps = normal(seed, Purpose.EVALUATE, t, images, x_0.shape[1:]).astype(dtype, copy=False)
+        x_t = q_sample(schedule, x_0.astype(dtype, copy=False), t, eps)
+        output = model(x_t, t)
+        found[0, row] = bound_term(schedule, x_0, x_t, t, output, **how).per_image
+        prediction = np.asarray(split_output(output, how["var"])[0], dtype=np.float64)
+        x_0_hat = output_to_x_0(schedule, x_t.astype(np.float64, copy=False), t, prediction, how["predicts"])
+        for which, x in ((1, x_0_hat), (2, np.clip(x_0_hat, -1, 1))):
+            found[which, row] = ((x - x_0) ** 2).reshape(len(x), -1).mean(axis=1)
+        if progress:
+            progress(len(images))
+    return found
 
 
 @dataclass(eq=False)

@@ -179,7 +179,8 @@ def test_a_bound_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
     likelihood.save(tmp_path, Likelihood((one,)), {})
     result = strict(tmp_path / "likelihood.json")["result"]["train"]
     assert result["total"] is result["total_error"] is result["L"][0] is None and result["L_T"] > 0
-    assert np.isnan(Likelihood.from_dict({"train": result}).parts[0].total)
+    back = Likelihood.from_dict({"train": result}).parts[0]
+    assert np.isnan(back.total) and np.isnan(back.L[:-1]).all() and back.L[-1] == back.L_T > 0
     assert "nan" in Likelihood((one,)).table()
 
 

@@ -110,7 +110,7 @@ class Likelihood:
 
     def table(self) -> str:
         """A line for each part, and the paper's."""
-        row = "{:<30}{:>8}{:>10}{:>16}{:>16}{:>16}".format
+        row = "{:<30}{:>8}{:>10}{:>18}{:>20}{:>18}".format
         lines = [row("bits/dim", "images", "L_T", "rate", "distortion L_0", "total")]
         for p in self.parts:
             pairs = ((p.rate, p.rate_error), (p.distortion, p.distortion_error), (p.total, p.total_error))
