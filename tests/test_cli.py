@@ -19,7 +19,7 @@ from ddpm_ref.discovery import get_backend
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.schedule import SCHEDULES
 
-COMMANDS = ("demo", "train", "sample", "evaluate", "info", "backends", "check")
+COMMANDS = ("demo", "train", "sample", "evaluate", "info", "backends", "check", "autoregressive", "coding")
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,8 @@ HELP = {
     "info": ["checkpoint", "folder"],
     "check": ["ADAPTER", "--list", "--json", "--only", "examples:", "Exits with 0"],
     "backends": ("--check", "its own", "not available", "exits with 0"),
+    "autoregressive": ["Needs no checkpoint", "Eq. 16", "--seed", "--out"],
+    "coding": ["Needs no checkpoint", "--copies", "--levels", "--T", "receiver"],
 }
 
 
