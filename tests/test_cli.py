@@ -77,6 +77,9 @@ HELP = {
         "unstable",
         "goes on",
     ],
+    "paper": ["--quick", "--parts", "goes on where it was stopped", "index.html"],
+    "autoregressive": ["Needs no checkpoint", "Eq. 16", "--seed", "--out"],
+    "coding": ["Needs no checkpoint", "--copies", "--levels", "--T", "receiver"],
 }
 
 

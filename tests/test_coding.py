@@ -102,8 +102,18 @@ def test_a_surprising_x_0_is_cut_into_more_blocks_and_arrives() -> None:
     sent = transmit(book, x_0, 2)
     planned = sum(len(book.blocks(4, t)) for t in range(1, 5))
     assert len(sent.blocks) > planned
+    assert {b.d for b in sent.blocks} <= {12, 6, 3, 2, 1}, "halves"
     assert max(b.tried for b in sent.blocks) < 20 * 2**MOST_CANDIDATES
     np.testing.assert_array_equal(received(book, sent.message, 2)[-1][1], x_0)
+
+
+def test_every_block_has_candidates_of_its_own() -> None:
+    """Eight equal copies, each coordinate a block: equal candidates would make x_t equal."""
+    book = changed(BOOK, distortion=np.full(6, 1e6))
+    sent = transmit(book, np.full((8, 2), 0.25), 1)
+    assert [b.d for b in sent.blocks] == [1] * (4 * 16)
+    for t, x_t, _ in sent.steps:
+        assert len(np.unique(x_t)) == (16 if t else 1)
 
 
 def test_an_x_0_that_the_model_rules_out_is_refused_before_it_takes_for_ever() -> None:

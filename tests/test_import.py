@@ -25,7 +25,8 @@ STANDARD = {
 }  # fmt: skip
 # Of the package itself, what only some commands need.
 LATER = {"backend_bounds", "backend_cases", "backend_check", "backend_command", "backend_manners", "backend_steps",
-         "cli", "commands", "experiments", "gallery", "gaussian_oracle", "oracles", "pictures"}  # fmt: skip
+         "cli", "codebook", "coding", "commands", "entropy_coding", "experiments", "gallery", "gaussian_oracle",
+         "minimal_random_coding", "oracles", "pictures"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ def fit_logistic(x_0: Array, progress: Callable[[int], object] | None = None) ->
     for t in range(1, D + 1):
         y, after = x_0[:, t - 1], x_0[:, t:].astype(np.float64)
         if t < D and y.min() < y.max():
-            fitted = LogisticRegression(max_iter=1000).fit(after, y)
+            fitted = LogisticRegression(solver="newton-cholesky").fit(after, y)
             model.W[t - 1, t:], model.b[t - 1] = fitted.coef_[0], fitted.intercept_[0]
         if progress:
             progress(1)

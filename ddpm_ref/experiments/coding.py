@@ -193,14 +193,19 @@ def measure(
     T: steps of the cosine schedule, whose KLs are the most even.  seed: of x_0 and, message by message, the shared one.
     Raises ValueError for bad arguments, and RuntimeError if a receiver did not get back what was sent.
     """
-    check_int("T", T, 2, 20)
-    check_int("levels", levels, 2, 64)
-    for n in copies:
-        check_int("copies", n, 1)
-    check_int("seed", seed, 0, 2**32 - 1)
+    check(T=T, levels=levels, copies=copies, seed=seed)
     if unknown := [name for name in toys if name not in TOYS]:
         raise ValueError(f"toys: wanted some of {', '.join(TOYS)}, got {', '.join(unknown)}")
     return CodingResult([_measure_toy(name, T, levels, copies, seed, progress or (lambda _: None)) for name in toys])
+
+
+def check(*, T: int, levels: int, copies: Sequence[int], seed: int) -> None:
+    """ValueError for what `measure` cannot take."""
+    check_int("T", T, 2, 20)
+    check_int("levels", levels, 2, 64)
+    for n in copies:
+        check_int("copies", n, 1, 2**16)
+    check_int("seed", seed, 0, 2**32 - 1)
 
 
 def _measure_toy(
@@ -296,6 +301,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`ddpm-ref coding`"""
     need("tqdm", "matplotlib.figure")
+    check(T=args.T, levels=args.levels, copies=args.copies, seed=args.seed)
     folder = runs.open_folder(Path(args.out) if args.out else new_folder("runs/coding"))
     with bar(len(TOYS) * sum(map(messages_of, args.copies)), "sending", "message") as progress:
         result = measure(T=args.T, levels=args.levels, copies=args.copies, seed=args.seed, progress=progress.update)
