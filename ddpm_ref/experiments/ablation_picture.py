@@ -27,6 +27,9 @@ def save_ablation(path: Path, result: AblationResult) -> Path:
     panel(right, result, (("bits_train", _ORANGE, "training images"), ("bits_held_out", _BLUE, "held-out images")))
     if (real := result.reference.get("frechet_features")) is not None:
         left.axvline(real, color=_GREY, linewidth=1, linestyle="--", label="held-out images", zorder=1)
+    bits = [x for one in cells for x in one.values("bits_held_out") if x is not None]
+    if bits and max(bits) > result.limits.bits:
+        right.axvline(result.limits.bits, color=_GREY, linewidth=1, linestyle="--", label="no model", zorder=1)
     left.set(title="Sample quality (less is better)", xlabel="Fréchet distance to the training images, on features")
     right.set(title="Code length (less is better)", xlabel="bound in bits/dim")
     left.set_yticks(range(len(cells)), [_label(one.cell) for one in cells])
@@ -36,7 +39,7 @@ def save_ablation(path: Path, result: AblationResult) -> Path:
             place = dict(transform=left.get_yaxis_transform(), color=_RED, fontsize=8, va="center", ha="right")
             left.text(0.985, number - 0.34, "unstable", **place)
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     data = io.BytesIO()
     canvas.print_png(data)
     with replacing(path) as temporary:
