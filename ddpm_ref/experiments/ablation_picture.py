@@ -51,15 +51,19 @@ def panel(axes: Any, result: AblationResult, measures: tuple[tuple[str, str, str
     """Dots and bars of one or two measures, one row for each cell."""
     values = [x for name, _, _ in measures for one in result.cells for x in one.values(name) if x is not None and x > 0]
     if values and max(values) > WIDE * min(values):
+        ticker = import_extra("matplotlib.ticker", "a picture with text")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if max(values) < 1e3 * min(values) else (1,)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     for k, (name, color, text) in enumerate(measures):
-        shift = 0.22 * (k - (len(measures) - 1) / 2)
+        shift, reach = 0.24 * (k - (len(measures) - 1) / 2), 0.18 / len(measures)
         for number, one in enumerate(result.cells):
             y, found = number + shift, [x for x in one.values(name) if x is not None]
             dots = dict(s=26, color=color, alpha=0.7, linewidths=0, zorder=3)
             axes.scatter(found, [y] * len(found), label=text if number == 0 else None, **dots)
             if (centre := one.mean(name)) is not None:
-                axes.plot([centre, centre], [y - 0.16, y + 0.16], color=color, linewidth=2.2, zorder=2)
+                axes.plot([centre, centre], [y - reach, y + reach], color=color, linewidth=2.2, zorder=2)
             else:
                 place = dict(transform=axes.get_yaxis_transform(), color=_RED, fontsize=8, va="center")
                 axes.text(0.02, y, "not finite", **place)
