@@ -71,6 +71,8 @@ HELP = {
         "unstable",
         "goes on",
     ],
+    "likelihood": ["checkpoint", "--every", "--count", "--parts", "bits/dim", "Table 1", "examples:"],
+    "rate_distortion": ["checkpoint", "--every", "--count", "--part", "RMSE", "Figure 5, Table 4", "examples:"],
 }
 
 

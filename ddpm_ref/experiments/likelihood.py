@@ -114,15 +114,16 @@ class Likelihood:
         lines = [row("bits/dim", "images", "L_T", "rate", "distortion L_0", "total")]
         for p in self.parts:
             pairs = ((p.rate, p.rate_error), (p.distortion, p.distortion_error), (p.total, p.total_error))
-            numbers = [f"{value:.4f} ±{error:.4f}" for value, error in pairs]
+            numbers = [f"{x:.4f} ±{e:.4f}" if not x < 5e-5 else f"{x:.1e} ±{e:.1e}" for x, e in pairs]
             lines.append(row(p.part, f"{p.images:,}", f"{p.L_T:.1e}", *numbers))
         L, simple = PUBLISHED["L"], PUBLISHED["L_simple"]
         split = simple["rate"], simple["distortion"]
         held = "held-out" if any(p.part == "held-out" for p in self.parts) else "train"
         lines.append(row("CIFAR-10, the paper's L_simple", "", "", *(f"{x:.2f}" for x in split), f"{simple[held]:.2f}"))
         lines.append(row("CIFAR-10, the paper's L", "", "", "", "", f"{L[held]:.2f}"))
-        every = f"; every {self.parts[0].every}th step" if self.parts[0].every > 1 else ""
-        return "\n".join([*lines, f"± is a standard error over images, noise and steps drawn{every}"])
+        every = self.parts[0].every
+        steps = f" and steps, a K-th of all for each image with K = {every}" if every > 1 else ""
+        return "\n".join([*lines, f"± is a standard error over images, their noise{steps}"])
 
 
 def measure(
@@ -139,8 +140,7 @@ def measure(
 
     every, batch: as in `dataset_bound`.  Raises ValueError for a part that is not there, before any work.
     """
-    chosen = {part: images_of(subject, part, count) for part in parts_of(subject, parts)}
-    check_int("every", every, 1, min(map(len, chosen.values())))
+    chosen = _chosen(subject, every, count, parts)
     how = {name: subject.how[name] for name in ("predicts", "var", "clip")}
     how |= dict(seed=seed, every=every, batch=batch, progress=progress)
     found = [part_likelihood(part, subject.schedule, subject.model, data, **how) for part, data in chosen.items()]
@@ -195,8 +195,15 @@ def work(
     subject: Subject, *, seed: int = 0, every: int = 1, count: int | None = None, parts: Sequence[str] | None = None
 ) -> int:
     """How many evaluations of the network on one image `measure` will report to its progress."""
-    sizes = [len(images_of(subject, part, count)) for part in parts_of(subject, parts)]
-    return sum(evaluations(subject.schedule.T, n, every, seed=seed) for n in sizes)
+    chosen = _chosen(subject, every, count, parts).values()
+    return sum(evaluations(subject.schedule.T, len(data), every, seed=seed) for data in chosen)
+
+
+def _chosen(subject: Subject, every: int, count: int | None, parts: Sequence[str] | None) -> dict[str, ImageData]:
+    """The images of each part; ValueError for a part that is not there, and for one with fewer than `every`."""
+    chosen = {part: images_of(subject, part, count) for part in parts_of(subject, parts)}
+    check_int("every", every, 1, min(map(len, chosen.values())))
+    return chosen
 
 
 def save(folder: Path, result: Likelihood, facts: dict[str, Any]) -> list[Path]:
@@ -260,7 +267,6 @@ def run(args: argparse.Namespace) -> int:
     need("tqdm", "matplotlib.figure")
     subject = open_subject(args)
     which = dict(seed=args.seed, every=args.every, count=args.count, parts=args.parts)
-    check_int("--every", args.every, 1)
     todo = work(subject, **which)
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/likelihood"))
     say(taken(subject.backend, args))

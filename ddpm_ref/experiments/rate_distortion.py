@@ -18,7 +18,6 @@ import numpy as np
 
 from ddpm_ref import options
 from ddpm_ref.backend_command import taken
-from ddpm_ref.checks import check_int
 from ddpm_ref.dataset_likelihood import Progress
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import likelihood
@@ -211,7 +210,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`ddpm-ref rate_distortion`"""
     need("tqdm", "matplotlib.figure")
-    check_int("--every", args.every, 1)
     subject = open_subject(args)
     which = dict(seed=args.seed, every=args.every, count=args.count)
     todo = likelihood.work(subject, **which, parts=[part_of(subject, args.part)])
