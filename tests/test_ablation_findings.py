@@ -176,6 +176,7 @@ def test_the_table_aligns_and_marks_what_is_unstable():
         plain = row.replace("\u0303", "")
         assert plain[column - 1] == " " and plain[column] != " "
     assert "23.8 ± 0.1" in rows[0] and "28 / 23.69" not in rows[0] and "7.28 ± 0.10 / 23.69" in rows[0]
+    assert rows[6].endswith(" -"), "images have no bits"
     assert " * " in rows[2] and rows[2].endswith("unstable") and " * " not in rows[5]
     assert "mean ± standard deviation over 3 seeds" in lines and "* μ̃, unweighted MSE: unstable" in "\n".join(lines)
 

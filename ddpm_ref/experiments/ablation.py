@@ -6,7 +6,6 @@ OUT/ablation.json, .csv, .png    the result
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say
 
 RESULT = "ablation.json"
+SETTINGS = "settings.json"
 SUBJECT = "eps-simple"  # the cell whose first run other experiments are made on
 
 Progress = Callable[[int, str], object]
@@ -58,12 +58,13 @@ class _Steps:
 
     unit: int
     progress: Progress
+    where: str = ""
     passes: int = 0
 
     def __call__(self, passes: int, what: str) -> None:
         self.passes += passes
         steps, self.passes = divmod(self.passes, self.unit)
-        self.progress(steps, what)
+        self.progress(steps, f"{self.where}: {what}")
 
 
 def ablation(
@@ -86,15 +87,18 @@ def ablation(
     """
     _check(cells, seeds)
     real = None if inception is None else read_features(inception)
+    new = _is_new(folder, setup)
     judge = new_judge(setup.train)
     reference = judge(setup.held_out.x_0(dtype=np.float64))
-    _settle(folder, setup)
+    if new:
+        runs.open_folder(folder)
+        runs.write_json(folder / SETTINGS, setup.as_dict())
     keep_freed_memory()
     backend = backend or get_backend()
-    for seed in seeds:  # seeds first, so that what is there at any time can be compared
+    steps = _Steps(3 * setup.training.batch, progress)
+    for seed in seeds:  # all cells of a seed before the next, so that what is there at any time can be compared
         for cell in cells:
-            where = f"{cell.label}, seed {seed}: "
-            steps = _Steps(3 * setup.training.batch, lambda n, what, where=where: progress(n, where + what))  # type: ignore[misc]
+            steps.where = f"{cell.label}, seed {seed}"
             there = run_folder(folder, cell, seed)
             ablation_runs.finish(setup, cell, seed, there, backend, judge, steps, batch)
     return collect(folder, setup, cells, seeds, reference, real)
@@ -146,15 +150,14 @@ def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
         check_int("seeds", seed, 0, 2**64 - 1)
 
 
-def _settle(folder: Path, setup: Setup) -> None:
-    """Make the folder this setup's, or find that it is; ValueError naming the differences if it is another's."""
-    path, wanted = folder / "settings.json", json.loads(json.dumps(setup.as_dict()))
-    if path.exists():
-        if other := list(differences(read_json(path), wanted)):
-            raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
-        return
-    runs.open_folder(folder)
-    runs.write_json(path, wanted)
+def _is_new(folder: Path, setup: Setup) -> bool:
+    """Whether an ablation is yet to begin in this folder; ValueError naming the differences if another has begun."""
+    if not (folder / SETTINGS).exists():
+        return True
+    other = list(differences(read_json(folder / SETTINGS), setup.as_dict()))
+    if other:
+        raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
+    return False
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ def save_ablation(path: Path, result: AblationResult) -> Path:
     panel(right, result, (("bits_train", _ORANGE, "training images"), ("bits_held_out", _BLUE, "held-out images")))
     if (real := result.reference.get("frechet_features")) is not None:
         left.axvline(real, color=_GREY, linewidth=1, linestyle="--", label="held-out images", zorder=1)
+    bits = [x for one in cells for x in one.values("bits_held_out") if x is not None]
+    if bits and max(bits) > result.limits.bits:
+        right.axvline(result.limits.bits, color=_GREY, linewidth=1, linestyle="--", label="no model", zorder=1)
     left.set(title="Sample quality (less is better)", xlabel="Fréchet distance to the training images, on features")
     right.set(title="Code length (less is better)", xlabel="bound in bits/dim")
     left.set_yticks(range(len(cells)), [_label(one.cell) for one in cells])
@@ -36,7 +39,7 @@ def save_ablation(path: Path, result: AblationResult) -> Path:
             place = dict(transform=left.get_yaxis_transform(), color=_RED, fontsize=8, va="center", ha="right")
             left.text(0.985, number - 0.34, "unstable", **place)
     for axes in (left, right):
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     data = io.BytesIO()
     canvas.print_png(data)
     with replacing(path) as temporary:
@@ -48,15 +51,19 @@ def panel(axes: Any, result: AblationResult, measures: tuple[tuple[str, str, str
     """Dots and bars of one or two measures, one row for each cell."""
     values = [x for name, _, _ in measures for one in result.cells for x in one.values(name) if x is not None and x > 0]
     if values and max(values) > WIDE * min(values):
+        ticker = import_extra("matplotlib.ticker", "a picture with text")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if max(values) < 1e3 * min(values) else (1,)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     for k, (name, color, text) in enumerate(measures):
-        shift = 0.22 * (k - (len(measures) - 1) / 2)
+        shift, reach = 0.24 * (k - (len(measures) - 1) / 2), 0.18 / len(measures)
         for number, one in enumerate(result.cells):
             y, found = number + shift, [x for x in one.values(name) if x is not None]
             dots = dict(s=26, color=color, alpha=0.7, linewidths=0, zorder=3)
             axes.scatter(found, [y] * len(found), label=text if number == 0 else None, **dots)
             if (centre := one.mean(name)) is not None:
-                axes.plot([centre, centre], [y - 0.16, y + 0.16], color=color, linewidth=2.2, zorder=2)
+                axes.plot([centre, centre], [y - reach, y + reach], color=color, linewidth=2.2, zorder=2)
             else:
                 place = dict(transform=axes.get_yaxis_transform(), color=_RED, fontsize=8, va="center")
                 axes.text(0.02, y, "not finite", **place)

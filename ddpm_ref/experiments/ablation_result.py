@@ -165,7 +165,7 @@ class AblationResult:
             name, marks = result.cell.name, " *" if result.unstable(self.limits) else ""
             numbers = [show(result.mean(m), result.deviation(m), len(result.runs)) for m in shown]
             rows.append([result.cell.label + marks, *numbers, _paper(name)])
-        numbers = [show(self.reference.get(name), None, 1) for name in shown]
+        numbers = [show(self.reference.get(name), None, 0) for name in shown]
         rows.append(["held-out images", *numbers, ""])
         widths = [max(map(len, column)) for column in zip(*map(_printed, rows), strict=True)]
         lines = ["  ".join(map(_padded, row, widths)).rstrip() for row in rows]
@@ -190,7 +190,7 @@ class AblationResult:
 
 
 def show(value: float | None, deviation: float | None, seeds: int) -> str:
-    """1.234 ± 0.056, with three or four digits of the number."""
+    """1.23 ± 0.06, with three digits of the number; what is missing is not finite in a run, and "-" for no seeds."""
     if value is None or not math.isfinite(value):
         return "not finite" if seeds else "-"
     places = max(0, min(3, 2 - math.floor(math.log10(abs(value))))) if value else 3
