@@ -63,7 +63,7 @@ class Page:
 
     def items(self, rows: Sequence[tuple[str, str]]) -> None:
         """A list; of each (first, rest) the first stands out."""
-        items = SubElement(self.body, "ul")
+        items = SubElement(self.body, "ul") if rows else self.body
         for first, rest in rows:
             item = SubElement(items, "li")
             strong = SubElement(item, "span", {"class": "verdict"})

@@ -24,7 +24,7 @@ from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
 from ddpm_ref.experiments.forecast import forecast, pace
 from ddpm_ref.experiments.page import Page
 from ddpm_ref.experiments.paper_parts import ALONE, NAMES, PARTS, Part, Plan, Work, open_work
-from ddpm_ref.experiments.paper_sections import SECTIONS
+from ddpm_ref.experiments.paper_sections import SECTIONS, Finding
 from ddpm_ref.files.atomic import write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
@@ -100,18 +100,19 @@ def write_page(work: Work) -> Path:
     """index.html of the parts that are done."""
     done = [part for part in PARTS if part.done(work)]
     page, below = Page("Denoising Diffusion Probabilistic Models: the experiments, run again"), Page("")
-    findings: dict[str, list[tuple[str, str]]] = {}
+    findings: list[Finding] = []
     for part in done:
         below.section(part.title, part.of, part.name)
-        findings[part.title] = SECTIONS[part.name](below, work)
-        below.items(findings[part.title])
+        here = SECTIONS[part.name](below, work)
+        below.items([(f"{one.verdict}:", f"{one.claim}. {one.numbers}") for one in here])
+        findings += here
     introduce(page, work)
     page.contents([(part.name, f"{part.title} ({part.of})") for part in done])
     missing = [part.title for part in PARTS if part not in done]
     if missing:
         page.text(f"Not here yet: {'; '.join(missing)}.")
     page.section("What the paper finds, and what these numbers say", anchor="findings")
-    page.items([finding for part in done for finding in findings[part.title]])
+    page.items([(f"{one.verdict}:", f"{one.claim}.") for one in findings])
     page.append(below)
     return page.write(work.folder / "index.html")
 
