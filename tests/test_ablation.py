@@ -253,6 +253,13 @@ def test_bad_cells_seeds_and_setups_are_errors_before_any_work(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_every_cell_of_all_runs(tmp_path):
+    result = small(tmp_path, cells=" ".join(list(CELLS)[6:]), seeds=(3,))
+    assert [one.cell.name for one in result.cells] == list(CELLS)[6:] and result.subject is None
+    assert all(run.numbers["bits_held_out"] is not None for one in result.cells for run in one.runs)
+    assert result.findings == () and result.as_dict()["cells"][0]["paper"] is None
+
+
 # ---- what diverges
 
 
