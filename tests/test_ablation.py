@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import CONFIG, VECTORS, Done, call, pictures
-from strategies import short
+from small_ablation import SETUP, SOURCE, results, small, small_setup
 
 import ddpm_ref
-from ddpm_ref import AdamSettings, Backend, Objective, UNet
+from ddpm_ref import AdamSettings, Objective, UNet
 from ddpm_ref.dataset_likelihood import dataset_bound
 from ddpm_ref.experiments import ablation_runs
-from ddpm_ref.experiments.ablation import SUBJECT, ablation, save, total_steps
-from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup
+from ddpm_ref.experiments.ablation import SUBJECT, total_steps
+from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
 from ddpm_ref.experiments.ablation_runs import Stopped, new_judge, saved_samples
 from ddpm_ref.experiments.quality import frechet_distance
-from ddpm_ref.files.checkpoint import DataSource, load_checkpoint
-from ddpm_ref.schedule import SCHEDULES
+from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.train import TrainSettings
 
 # ---- cells
@@ -49,28 +47,7 @@ def test_the_cells_minimise_what_the_rows_and_columns_of_table_2_say():
     assert CELLS["mu-learned"].label == "μ̃, L, learned diagonal Σ"
 
 
-# ---- a small one
-
-SOURCE = DataSource("noise", (4, 4, 1), 17, 12, 3, "0" * 64)
-
-
-def small_setup(**changes: Any) -> Setup:
-    """Networks of 11,621 parameters, 12 steps of training on 36 pictures of 4x4, T = 10."""
-    train, held_out = pictures(48).split(12, 3)
-    settings = TrainSettings(batch=4, adam=AdamSettings(lr=5e-3, warmup=0, ema=0.9))
-    fields: dict[str, Any] = dict(config=CONFIG, schedule=short(10), training=settings, steps=12, every=3)
-    return Setup(SOURCE, train, held_out, **{**fields, **changes})
-
-
-SETUP = small_setup()
-
-
-def small(folder: Path, setup: Setup = SETUP, cells: str = "mu-learned eps-simple", **more: Any) -> Any:
-    """An ablation of two cells with two seeds, whose result is saved."""
-    seeds = more.pop("seeds", (3, 4))
-    result = ablation(folder, setup, cells=[CELLS[c] for c in cells.split()], seeds=seeds, backend=Backend(), **more)
-    save(folder, result, {"command": "a test"})
-    return result
+# ---- runs and their folder
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +55,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """It, run at once."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, small(folder)
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    """Every file that depends on the settings alone, a run's newest checkpoint by its vectors.
-
-    Times and commands are in run.json and log.csv, and the order of a checkpoint's header is by chance.
-    """
-    paths = [p for p in folder.rglob("*.*") if p.name not in ("run.json", "log.csv") and p.suffix != ".safetensors"]
-    states = {run: load_checkpoint(run).state for run in folder.glob("*/seed-*")}
-    vectors = {
-        f"{run.relative_to(folder)} {v}": getattr(state, v).tobytes() for run, state in states.items() for v in VECTORS
-    }
-    return {str(p.relative_to(folder)): p.read_bytes() for p in paths} | vectors
 
 
 def test_the_folder_holds_a_run_for_each_cell_and_seed(whole):
@@ -253,6 +217,13 @@ def test_bad_cells_seeds_and_setups_are_errors_before_any_work(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_every_cell_of_all_runs(tmp_path):
+    result = small(tmp_path, cells=" ".join(list(CELLS)[6:]), seeds=(3,))
+    assert [one.cell.name for one in result.cells] == list(CELLS)[6:] and result.subject is None
+    assert all(run.numbers["bits_held_out"] is not None for one in result.cells for run in one.runs)
+    assert result.findings == () and result.as_dict()["cells"][0]["paper"] is None
+
+
 # ---- what diverges
 
 
@@ -324,63 +295,3 @@ def test_features_of_inception_give_the_fid_of_the_runs_that_have_them(whole, tm
     np.savez(folder / "eps-simple/seed-4/inception.npz", features=ours[1:])
     with pytest.raises(ValueError, match=r"inception\.npz: wanted features of the 12 images of samples\.npz, got 11"):
         small(folder, inception=tmp_path / "real.npz")
-
-
-# ---- the command
-
-
-@pytest.fixture
-def smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The digits' network and noise are those of the tests, and the images few."""
-    monkeypatch.setitem(ddpm_ref.PRESETS, "digits", replace(CONFIG, image_size=8))
-    monkeypatch.setitem(SCHEDULES, "linear", lambda T: short(10))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    data = pictures(60, 8, levels=256)
-    np.savez("data.npz", images=data.pixels, labels=data.labels)
-    np.save("bare.npy", data.pixels)
-
-
-def command(*arguments: object) -> Done:
-    return call("ablation", "--steps", 2, "--every", 5, "--backend", "numpy", *arguments)
-
-
-def test_the_command_prints_the_table_and_what_was_found_and_goes_on_when_given_again(smaller):
-    arguments = ("--data", "data.npz", "--out", "out", "--seeds", 1)
-    done = command(*arguments)
-    assert (done.status, done.err) == (0, "")
-    for cell in TABLE_2:
-        assert f"\n{cell.label}" in done.out
-    assert "8.06 ± 0.09 / 13.22" in done.out and "\nheld-out images" in done.out
-    assert done.out.count("\n- ") == 8 and "wrote out/ablation.json" in done.out
-    before = results(Path("out"))
-    again = command(*arguments)
-    assert (again.status, again.err) == (0, "")
-    after = results(Path("out"))
-    kept = json.loads(before.pop("ablation.json"))["result"]
-    assert json.loads(after.pop("ablation.json"))["result"] == kept and after == before
-    assert "steps = 2 before, 3 now" in command(*arguments, "--steps", 3).error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--seeds", 0), "--seeds: wanted an integer >= 1, got 0"),
-        (("--steps", 0), "--steps: wanted an integer >= 1, got 0"),
-        (("--every", 0), "every: wanted an integer in 1..6, got 0"),
-        (("--temperature", "nan"), "temperature: wanted a finite number"),
-        (("--data", "nowhere"), "nowhere: does not exist"),
-        (("--data", "bare.npy"), "bare.npy: an ablation wants data with labels, which the judges of samples need"),
-        (("--inception", "nowhere.npz"), "nowhere.npz: no such file of features"),
-        (("--backend", "abacus"), "got 'abacus'"),
-    ],
-)
-def test_mistakes_are_one_line_before_any_work(arguments, message, smaller):
-    done = command("--data", "data.npz", "--out", "new", *arguments)
-    assert message in done.error and not Path("new").exists()
-
-
-def test_data_of_which_nothing_is_held_out_are_refused(smaller):
-    data = pictures(6, 8, levels=256)
-    np.savez("few.npz", images=data.pixels, labels=data.labels)
-    assert "few.npz: an ablation wants data with images to hold out" in command("--data", "few.npz").error

@@ -185,7 +185,9 @@ def test_numbers_have_three_digits_or_their_spread():
     assert [show(x, None, 1) for x in (0.1234, 1.2345, 12.345, 123.45, 12345.6, 0.0)] == [
         "0.123", "1.23", "12.3", "123", "12346", "0.000"
     ]  # fmt: skip
-    assert show(1.2345, 0.0567, 3) == "1.23 ± 0.06" and show(None, None, 3) == "not finite"
+    assert show(1.2345, 0.0567, 3) == "1.23 ± 0.06" and show(2.93, 0.0042, 3) == "2.930 ± 0.004"
+    assert show(None, None, 3) == "not finite" and show(None, None, 0) == "-"
+    assert show(2.0, 1e-7, 3) == "2.0000 ± 0.0000" and show(2.0, 1e-16, 3) == "2.00 ± 0.00"
 
 
 def test_the_csv_has_a_row_for_each_run_with_all_digits():

@@ -190,10 +190,12 @@ class AblationResult:
 
 
 def show(value: float | None, deviation: float | None, seeds: int) -> str:
-    """1.23 ± 0.06, with three digits of the number; what is missing is not finite in a run, and "-" for no seeds."""
+    """1.23 ± 0.06: three digits of the number, more where the deviation would be 0; "-" of what has no seeds."""
     if value is None or not math.isfinite(value):
         return "not finite" if seeds else "-"
     places = max(0, min(3, 2 - math.floor(math.log10(abs(value))))) if value else 3
+    if deviation and deviation > 1e-9 * abs(value):  # less is rounding
+        places = min(4, max(places, -math.floor(math.log10(deviation) + 1e-9)))
     spread = "" if deviation is None else f" ± {deviation:.{places}f}"
     return f"{value:.{places}f}{spread}"
 
