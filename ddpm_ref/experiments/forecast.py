@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ def pace(setup: Setup, cells: Sequence[Cell], backend: Backend, batch: int) -> P
     net = setup.net(simple)
     params = net.init(0)
     how = dict(setup.how(simple), seed=0, backend=backend)
-    steps = generate_steps(net, params, setup.schedule, np.arange(batch), setup.source.shape, **how)
+    samples, shape = np.arange(batch), setup.source.shape
+    steps = chain.from_iterable(generate_steps(net, params, setup.schedule, samples, shape, **how) for _ in count())
     draw = seconds_of(lambda: next(steps))
     model = HostModel(net, params, backend)
     images = setup.train.take(slice(IMAGES))
@@ -53,11 +55,11 @@ def seconds_of(step: Callable[[], object]) -> float:
     """The mean of as many steps as fit TIMED, after two that warm up."""
     step()
     step()
-    begun, count = time.perf_counter(), 0
+    begun, steps = time.perf_counter(), 0
     while time.perf_counter() - begun < TIMED:
         step()
-        count += 1
-    return (time.perf_counter() - begun) / count
+        steps += 1
+    return (time.perf_counter() - begun) / steps
 
 
 def forecast(work: Work, parts: Sequence[Part], one: Pace) -> dict[str, float]:

@@ -221,8 +221,8 @@ def coding(page: Page, work: "Work") -> list[Finding]:
         findings.append(Finding(
             verdict(under and last["excess"] < first["excess"]),
             f"sending a sample of q costs about KL(q ‖ p) bits ({toy['name']})",
-            f"{first['excess']:.1f} bits/copy over it for one copy, {last['excess']:.1f} for {last['n']} coded together, "
-            "and below the bound throughout.",
+            f"{first['excess']:.1f} bits/copy over it for one copy, {last['excess']:.1f} for {last['n']} together, and "
+            "below the bound throughout.",
         ))  # fmt: skip
     page.picture(work.folder / "coding" / "coding.png", "Lengths beside KL and bound, and what the receiver sees.")
     return findings
