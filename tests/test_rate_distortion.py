@@ -18,7 +18,8 @@ from ddpm_ref import GaussianOracle
 from ddpm_ref.checks import Array
 from ddpm_ref.experiments import likelihood, rate_distortion
 from ddpm_ref.experiments.likelihood import PartLikelihood, part_likelihood
-from ddpm_ref.experiments.rate_distortion import PUBLISHED, RateDistortion, from_likelihood, told
+from ddpm_ref.experiments.published import DISTORTION, RATE, TABLE_1, TABLE_4
+from ddpm_ref.experiments.rate_distortion import RateDistortion, from_likelihood, told
 from ddpm_ref.files.data import ImageData
 
 
@@ -82,7 +83,7 @@ def test_what_is_measured_follows_from_the_likelihoods_file() -> None:
 def test_the_rows_are_table_4s() -> None:
     T = 1000
     found = made(np.linspace(2, 0, T + 1), np.sqrt(np.arange(T + 1)))
-    assert [row.reverse_steps for row in found.rows] == [row[0] for row in PUBLISHED]
+    assert [row.reverse_steps for row in found.rows] == [row.steps for row in TABLE_4]
     assert [row.t for row in found.rows] == [1, 101, 201, 301, 401, 501, 601, 701, 801, 901]
     for n, t, rate, rmse in found.rows:
         assert n == T - t + 1 and (rate, rmse) == (found.rate[t], found.rmse[t])
@@ -100,11 +101,9 @@ def test_other_numbers_of_steps_have_their_tenths(T: int, steps: list[int]) -> N
 
 
 def test_the_papers_numbers_agree_with_each_other() -> None:
-    rates = [row[1] for row in PUBLISHED]
-    assert round(rates[0], 2) == likelihood.PUBLISHED["L_simple"]["rate"] and rates == sorted(rates, reverse=True)
-    simple = likelihood.PUBLISHED["L_simple"]
-    assert simple["distortion"] == rate_distortion.PUBLISHED_DISTORTION
-    assert simple["rate"] + simple["distortion"] == simple["held-out"]
+    rates = [row.rate for row in TABLE_4]
+    assert round(rates[0], 2) == RATE and rates == sorted(rates, reverse=True)
+    assert TABLE_1["simple"].nll_test == RATE + DISTORTION
 
 
 # --- detail ----------------------------------------------------------------------------------------------------------
@@ -146,7 +145,7 @@ def test_detail_at_the_ends() -> None:
 
 def test_of_the_papers_network_more_than_half_describes_less_than_a_grey_level() -> None:
     """§4.3 from Table 4: 1.97 of 3.75 bits/dim come after x_1, where the RMSE is 0.95."""
-    rates, errors = zip(*((rate, rmse) for _, rate, rmse in PUBLISHED), strict=True)
+    rates, errors = zip(*((rate, rmse) for _, rate, rmse in TABLE_4), strict=True)
     found = made([rates[0] + 1.97, *rates], [0, *errors])
     detail = found.detail(1)
     assert detail.t == 1

@@ -21,6 +21,7 @@ from ddpm_ref.checks import Array, check_choice, check_int
 from ddpm_ref.dataset_likelihood import DatasetBound, Progress, dataset_bound, evaluations
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments.likelihood_picture import save_terms
+from ddpm_ref.experiments.published import DISTORTION, RATE, TABLE_1
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.atomic import write_text
@@ -42,11 +43,6 @@ examples:
   ddpm-ref likelihood runs/cifar10 --every 20 --count 2000 --parts held-out"""
 
 PARTS = ("train", "held-out")
-PUBLISHED = {
-    "L": {"train": 3.69, "held-out": 3.70},
-    "L_simple": {"train": 3.72, "held-out": 3.75, "rate": 1.78, "distortion": 1.97},
-}
-"""Of the paper's CIFAR-10 networks with fixed isotropic Σ (Table 1, §4.3), bits/dim; its totals are upper bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +112,11 @@ class Likelihood:
             pairs = ((p.rate, p.rate_error), (p.distortion, p.distortion_error), (p.total, p.total_error))
             numbers = [f"{x:.4f} ±{e:.4f}" if not x < 5e-5 else f"{x:.1e} ±{e:.1e}" for x, e in pairs]
             lines.append(row(p.part, f"{p.images:,}", f"{p.L_T:.1e}", *numbers))
-        L, simple = PUBLISHED["L"], PUBLISHED["L_simple"]
-        split = simple["rate"], simple["distortion"]
-        held = "held-out" if any(p.part == "held-out" for p in self.parts) else "train"
-        lines.append(row("CIFAR-10, the paper's L_simple", "", "", *(f"{x:.2f}" for x in split), f"{simple[held]:.2f}"))
-        lines.append(row("CIFAR-10, the paper's L", "", "", "", "", f"{L[held]:.2f}"))
+        held = any(p.part == "held-out" for p in self.parts)
+        L, simple = (TABLE_1[name].nll_test if held else TABLE_1[name].nll_train for name in ("fixed", "simple"))
+        split = f"{RATE:.2f}", f"{DISTORTION:.2f}"
+        lines.append(row("CIFAR-10, the paper's L_simple", "", "", *split, f"{simple:.2f}"))
+        lines.append(row("CIFAR-10, the paper's L", "", "", "", "", f"{L:.2f}"))
         every = self.parts[0].every
         steps = f" and steps, a K-th of all for each image with K = {every}" if every > 1 else ""
         return "\n".join([*lines, f"± is a standard error over images, their noise{steps}"])

@@ -22,6 +22,7 @@ from ddpm_ref.dataset_likelihood import Progress
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import likelihood
 from ddpm_ref.experiments.likelihood import PARTS, PartLikelihood, bound_options, plain, write_csv
+from ddpm_ref.experiments.published import DISTORTION, RATE, TABLE_4
 from ddpm_ref.experiments.rate_distortion_picture import save_curves
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
@@ -38,13 +39,6 @@ examples:
   ddpm-ref rate_distortion runs/demo
   ddpm-ref rate_distortion runs/demo --every 10 --part train"""
 
-PUBLISHED = (
-    (1000, 1.77581, 0.95136), (900, 0.11994, 12.02277), (800, 0.05415, 18.47482), (700, 0.02866, 24.43656),
-    (600, 0.01507, 30.80948), (500, 0.00716, 38.03236), (400, 0.00282, 46.12765), (300, 0.00081, 54.18826),
-    (200, 0.00013, 60.97170), (100, 0.00000, 67.60125),
-)  # fmt: skip
-"""Table 4, CIFAR-10 test set: T - t + 1 of T = 1000, rate in bits/dim, RMSE on 0…255."""
-PUBLISHED_DISTORTION = 1.97  # bits/dim, L_0 (§4.3)
 GREY_LEVELS = (0.5, 1.0, 2.0)  # RMSEs whose share of the bits is told, in steps between the data's grey levels
 
 
@@ -131,13 +125,13 @@ class RateDistortion:
         """Table 4, with the paper's beside it where T is its 1000, and what the bits describe."""
         line = "{:>13}{:>7}{:>12}{:>10}{:>19}{:>10}".format
         lines = [line("reverse steps", "t", "rate", "RMSE", "CIFAR-10's rate", "RMSE")]
-        published = {row[0]: row[1:] for row in PUBLISHED}
+        published = {row.steps: (row.rate, row.rmse) for row in TABLE_4}
         for n, t, rate, rmse in self.rows:
             theirs = published.get(n, ()) if self.T == 1000 else ()
             shown = [f"{x:.5f}" for x in theirs] or ["", ""]
             lines.append(line(n, t, f"{rate:.5f}", f"{rmse:.3f}", *shown))
         lossless = f"{self.rate[1]:.3f} rate + {self.distortion:.3f} distortion = {self.rate[0]:.3f} bits/dim, lossless"
-        lines.append(f"{lossless} (CIFAR-10: {PUBLISHED[0][1]:.2f} + {PUBLISHED_DISTORTION:.2f}); {self.part}")
+        lines.append(f"{lossless} (CIFAR-10: {RATE:.2f} + {DISTORTION:.2f}); {self.part}")
         lines += [told(detail) for detail in self.details]
         return "\n".join(lines)
 
