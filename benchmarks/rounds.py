@@ -55,9 +55,10 @@ class Ready(NamedTuple):
     agreement: dict[str, float]
 
 
-def measure(
-    job: Job, rates: Rates, patience: float = PATIENCE, note: Callable[[str], None] = lambda _: None
-) -> Outcome:
+Note = Callable[[str], None]
+
+
+def measure(job: Job, rates: Rates, patience: float = PATIENCE, note: Note = lambda _: None) -> Outcome:
     """Time all contenders of a job. patience: seconds to be made in.  note: told what is being done."""
     left: dict[str, str] = {}
     with TemporaryDirectory() as place, ExitStack() as stack:
