@@ -39,6 +39,7 @@ class Job:
     parts: what becomes a row of its own, by the name that is added to the case's: "" or ", adjoint".
     axis, x: of a scaling curve.  T: steps of the chain.  seconds: a visit lasts at least so long.
     warm_up: whether the first round is thrown away.  rounds: those that are kept.
+    scale: what a row's seconds are of those of one call.
     """
 
     level: str
@@ -59,6 +60,7 @@ class Job:
     seconds: float = 0.5
     rounds: int = 7
     warm_up: bool = True
+    scale: float = 1.0
 
     @property
     def label(self) -> str:

@@ -67,7 +67,7 @@ def measure(job: Job, rates: Rates, patience: float = PATIENCE, note: Note = lam
         memory = {name: ready[name].worker.stop() for name in rounds}
     rows = []
     for part, work in job.parts:
-        seconds = {name: [float(visit[part]) for visit in visits] for name, visits in rounds.items()}
+        seconds = {name: [job.scale * visit[part] for visit in visits] for name, visits in rounds.items()}
         for name in rounds:
             row = {"case": f"{job.case}{part}"} | job.keys() | {"contender": name, "ours": is_ours(name)}
             row |= summary(seconds, name) | ceiling(work, rates, statistics.median(seconds[name]))

@@ -70,7 +70,7 @@ def _images(preset: str, options: Any) -> Job:
     image = Work(*(T / batch * part for part in step))
     return Job(
         "runs", f"image {preset}", "images", preset, config, batch, (("", image),),
-        (*options.backends, *peers_for(preset, options)), seconds=1.0, **_shared(options),
+        (*options.backends, *peers_for(preset, options)), seconds=1.0, scale=T / batch, **_shared(options),
     )  # fmt: skip
 
 
