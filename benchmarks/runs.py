@@ -110,7 +110,7 @@ def make_lesson(job: Job) -> Lesson:
     return Lesson(trainer.net, trainer.settings, trainer.schedule, draws)
 
 
-def contest(version: str, losses: Callable[[], Iterator[float]], clock: Clock) -> Contestant:
+def contest(job: Job, version: str, losses: Callable[[], Iterator[float]], clock: Clock) -> Contestant:
     """A run as something to time. losses: begins anew, and yields the loss of step after step."""
     facts: dict[str, Any] = {}
 
@@ -123,7 +123,9 @@ def contest(version: str, losses: Callable[[], Iterator[float]], clock: Clock) -
         raise RuntimeError(f"the smoothed loss was not {TARGET} within {LIMIT} steps")
 
     first = [loss for loss, _ in zip(losses(), range(FIRST), strict=False)]
-    return Contestant(version, {"": run}, {"output": [np.array(first)]}, lambda _round: None, clock, facts=facts)
+    return Contestant(
+        version, {"": run}, {"output": [np.array(first, job.dtype)]}, lambda _round: None, clock, facts=facts
+    )
 
 
 def reach(job: Job, backend: Any, clock: Clock) -> Contestant:
@@ -134,4 +136,4 @@ def reach(job: Job, backend: Any, clock: Clock) -> Contestant:
         while trainer.state.step < LIMIT:
             yield from (report.loss for report in trainer.steps(LIMIT - trainer.state.step))
 
-    return contest(str(backend.describe()), losses, clock)
+    return contest(job, str(backend.describe()), losses, clock)

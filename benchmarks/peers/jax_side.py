@@ -199,4 +199,4 @@ def _reach(job: Job) -> Contestant:
             state, loss, _ = step(state, draw.x_0, a, b, draw.t, draw.eps, jax.random.key(k))
             yield float(loss)
 
-    return contest(_version(), losses, one_clock)
+    return contest(job, _version(), losses, one_clock)

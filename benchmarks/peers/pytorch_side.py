@@ -294,4 +294,4 @@ def _reach(job: Job, shape: Shape, name: str, clock: Clock) -> Contestant:
             descend()
             yield float(loss.detach())
 
-    return contest(f"PyTorch {torch.__version__}", losses, one_clock)
+    return contest(job, f"PyTorch {torch.__version__}", losses, one_clock)
