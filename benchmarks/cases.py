@@ -37,7 +37,7 @@ class Job:
     """One thing to time. case: its name without the batch.  what: which kind of thing, see the level's module.
 
     parts: what becomes a row of its own, by the name that is added to the case's: "" or ", adjoint".
-    axis, x: of a scaling curve.  T: steps of the chain.  seconds: a visit lasts at least so long.
+    axis, x: of a scaling curve.  T: where a chain of reverse steps begins.  seconds: a visit lasts at least so long.
     warm_up: whether the first round is thrown away.  rounds: those that are kept.
     scale: what a row's seconds are of those of one call.
     """

@@ -102,12 +102,12 @@ def reverse_calls(job: Any, backend: Any, model: Any, schedule: Any) -> dict[str
     steps = chain(backend, model, schedule, job.config, job.batch)
 
     def whole() -> None:
-        steps.begin(schedule.T)
-        for _ in range(schedule.T):
+        steps.begin(job.T)
+        for _ in range(job.T):
             steps.launch()
 
     call = whole if job.what == "chain" else steps.launch
-    return {"calls": {"": call}, "draw": lambda _round: steps.begin(schedule.T)}
+    return {"calls": {"": call}, "draw": lambda _round: steps.begin(job.T)}
 
 
 def best_product(precision: str, size: int) -> float:

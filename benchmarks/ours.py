@@ -84,7 +84,7 @@ def _sampler(job: Job, backend: Any, clock: Clock, problem: Problem) -> Contesta
     """One reverse step at t = 500 from a new x_t each round; or steps that each go on from the one before."""
     net, params, x, _, _ = problem
     params = params.like(backend.to_device(params.vector))
-    schedule, model, samples = Schedule.linear(job.T), net.bind(params, backend), np.arange(job.batch)
+    schedule, model, samples = Schedule.linear(), net.bind(params, backend), np.arange(job.batch)
     results = {"output": [backend.to_host(model(backend.to_device(x), STEP))]}
     facts: dict[str, Any] = {"version": str(backend.describe()), "results": results}
     if on_gpu(backend):
@@ -92,7 +92,7 @@ def _sampler(job: Job, backend: Any, clock: Clock, problem: Problem) -> Contesta
 
         return Contestant(clock=clock, **facts, **reverse_calls(job, backend, model, schedule))
     noise = _starts(backend, problem)
-    now = {"x": next(noise), "t": schedule.T}
+    now = {"x": next(noise), "t": job.T}
 
     def draw(_round: int) -> None:
         now["x"] = next(noise)
@@ -105,7 +105,7 @@ def _sampler(job: Job, backend: Any, clock: Clock, problem: Problem) -> Contesta
         now["x"], _ = backend.p_sample(schedule, now["x"], t, model(now["x"], t), 0, samples, clip=True)
         now["t"] = t - 1
         if t == 1:
-            now["x"], now["t"] = next(noise), schedule.T
+            now["x"], now["t"] = next(noise), job.T
 
     if job.what == "sample":
         return Contestant(calls={"": one}, draw=draw, clock=clock, **facts)

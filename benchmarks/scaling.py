@@ -2,7 +2,7 @@
 
     batch        a training step of 16x16 images, base 32        channels    the same, by base, 16 to 128, batch 4
     resolution   the same network, 8x8 to 64x64, batch 4         threads     the same, 1 … those there are, batch 8
-    T            a whole chain of T reverse steps of `digits`, batch 16
+    T            a chain of reverse steps of `digits` from t = T to 1, batch 16
 
 cost = c x^exponent, by least squares of the logarithms of the medians: 1 means that twice as much takes twice as long,
 less that the smaller ones do not keep the machine busy. Attention makes it more than 2 of resolution in the end, a

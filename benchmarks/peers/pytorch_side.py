@@ -7,7 +7,6 @@ EMA; images drawn from uint8 data, t and noise drawn by PyTorch's generator.
 """
 
 import contextlib
-import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -130,15 +129,15 @@ class Descent:
 class Chain:
     """Reverse steps with x̂_0 clipped (line 4 of Algorithm 2, σ_t² = β_t)."""
 
-    def __init__(self, run: Any, shape: Shape, embed: Any, schedule: Schedule) -> None:
+    def __init__(self, run: Any, shape: Shape, embed: Any, schedule: Schedule, T: int = 1000) -> None:
         self.run, self.shape, self.embed, self.schedule = run, shape, embed, schedule
-        self.x, self.t = shape.images(), schedule.T
+        self.x, self.t, self.T = shape.images(), T, T
         self._out = torch.empty_like(self.x)
 
     def restart(self, _round: int = 0) -> None:
         """From new noise."""
         self.x.copy_(self.shape.images())
-        self.t = self.schedule.T
+        self.t = self.T
 
     def one(self, t: int) -> Callable[[], None]:
         """A step from x at this t, into an array of its own."""
@@ -210,7 +209,7 @@ def _model(problem: Problem, shape: Shape) -> TorchUNet:
 
 
 def _steps(job: Job, shape: Shape, name: str, clock: Clock) -> Contestant:
-    problem, schedule = make_problem(job), Schedule.linear(job.T)
+    problem, schedule = make_problem(job), Schedule.linear()
     model = _model(problem, shape).eval()
     run, embed = compiled(model, MODES.get(name, "")), embedder(job.config.base, shape.device, shape.dtype)
     version = f"PyTorch {torch.__version__}"
@@ -218,7 +217,7 @@ def _steps(job: Job, shape: Shape, name: str, clock: Clock) -> Contestant:
     if job.what in SAMPLING:
         with torch.no_grad(), shape.cast():
             results = {"output": [_ours(run(x, embed(t - 1)))]}
-        chain = Chain(run, shape, embed, schedule)
+        chain = Chain(run, shape, embed, schedule, job.T)
         return _sampler(job, name, chain, Contestant(version, {}, results, chain.restart, clock))
     with shape.cast():
         output = run(x, embed(t - 1))
@@ -281,7 +280,7 @@ def _reach(job: Job, shape: Shape, name: str, clock: Clock) -> Contestant:
     def losses() -> Iterator[float]:
         model = TorchUNet(net, net.init(settings.seed, kind)).to(shape.device).to(memory_format=shape.layout).train()
         descend = Descent(model, settings.adam, shape.device)
-        for draw in itertools.islice(draws, None):
+        for draw in draws:
             t, x_0, eps = torch.from_numpy(draw.t).to(shape.device), shape.ours(draw.x_0), shape.ours(draw.eps)
             torch.randn_like(eps)  # as much noise as it would draw
             c = abar[t][:, None, None, None]
