@@ -75,7 +75,7 @@ class Worker:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pipe.close()
         if self._process.is_alive():
-            self._process.join(None if kind is None and self._stopped else 0)
+            self._process.join(10 if self._stopped else 0)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
