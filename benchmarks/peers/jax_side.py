@@ -131,11 +131,7 @@ def _sampler(job: Job) -> Contestant:
 
     problem, schedule = make_problem(job), Schedule.linear()
     w, unet, x = _weights(problem.params), network(problem.net), jnp.array(problem.x)
-    t = np.arange(1, schedule.T + 1)
-    abar, (c_0, c_t) = schedule.alpha_bar[1:], posterior_coefficients(schedule, t)
-    sigma = np.sqrt(schedule.beta[1:]) * (t > 1)
-    rows = np.stack([1 / np.sqrt(abar), np.sqrt(1 / abar - 1), c_0, c_t, sigma], axis=1)
-    table = jnp.array(rows.astype(job.dtype))
+    table = jnp.array(_coefficients(schedule).astype(job.dtype))
 
     def one(w: Any, x_t: Any, t: Any, key: Any) -> Any:
         a, b, c_0, c_t, sigma = table[t - 1]
@@ -164,6 +160,14 @@ def _sampler(job: Job) -> Contestant:
     whole = {"sample": lambda: reverse(STEP), "images": onward, "chain": lambda: [onward() for _ in range(job.T)]}
     clock = mean_clock if job.what == "images" else median_clock
     return Contestant(_version(), {"": whole[job.what]}, results, draw if job.what == "sample" else _same, clock)
+
+
+def _coefficients(schedule: Schedule) -> np.ndarray:
+    """Of each t = 1 … T: x̂_0 = a x_t - b ε, and c_0, c_t, σ of the step from it, (T, 5)."""
+    t = np.arange(1, schedule.T + 1)
+    abar, (c_0, c_t) = schedule.alpha_bar[1:], posterior_coefficients(schedule, t)
+    sigma = np.sqrt(schedule.beta[1:]) * (t > 1)
+    return np.stack([1 / np.sqrt(abar), np.sqrt(1 / abar - 1), c_0, c_t, sigma], axis=1)
 
 
 def _same(_round: int) -> None:
