@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.gpu_steps import sampling, timed, training
+
 STEPS = ("digits:train:128", "cifar10:train:128", "cifar10:sample:16", "cifar10:sample:256")
 PRECISIONS = ("tf32", "bf16", "fp32")
 
@@ -167,20 +169,6 @@ def torch_steps(out: Path, step: str, modes: list[str], patience: float) -> dict
     return {"rows": measure(settings_of(case, what, int(batch), modes, ["tf32", "bf16"]), 3, patience)}
 
 
-def timed(run: Any, step: Callable[[], Any], least: int = 20, milliseconds: float = 1500) -> list[float]:
-    """Milliseconds of each of many steps, by events."""
-    cuda = run.cupy.cuda
-    times: list[float] = []
-    while len(times) < least or (sum(times) < milliseconds and len(times) < 500):
-        start, end = cuda.Event(), cuda.Event()
-        start.record(run.stream)
-        step()
-        end.record(run.stream)
-        end.synchronize()
-        times.append(cuda.get_elapsed_time(start, end))
-    return times
-
-
 def ours_step(step: str, precision: str) -> dict[str, Any]:
     """Our step, as one graph and launch by launch."""
     import cupy
@@ -202,44 +190,6 @@ def ours_step(step: str, precision: str) -> dict[str, Any]:
         pool.free_all_blocks()
     result["card"] = CudaDevice().name
     return result
-
-
-def training(backend: Any, case: str, batch: int) -> Callable[[], None]:
-    """One training step on random pictures, without looking at its loss."""
-    import numpy as np
-    from ddpm_ref_cupy.step import TrainingSteps
-
-    from benchmarks.cases import CASES
-    from ddpm_ref import Schedule, UNet
-    from ddpm_ref.files.data import ImageData
-    from ddpm_ref.train import Trainer, TrainSettings
-
-    net = UNet(CASES[case].config)
-    size, channels = net.config.image_size, net.config.channels
-    pixels = np.random.default_rng(0).integers(0, 256, (50_000, size, size, channels), dtype=np.uint8)
-    trainer = Trainer(net, Schedule.linear(), ImageData(pixels, 256, "noise"), TrainSettings(batch=batch), backend)
-    return TrainingSteps(backend, trainer).launch
-
-
-def sampling(backend: Any, case: str, batch: int) -> Callable[[], None]:
-    """One reverse step."""
-    import numpy as np
-    from ddpm_ref_cupy.chain import ReverseSteps
-
-    from benchmarks.cases import CASES
-    from ddpm_ref import Schedule, UNet
-    from ddpm_ref.random import Purpose
-    from ddpm_ref.reverse import reverse_variance
-
-    net, schedule, samples = UNet(CASES[case].config), Schedule.linear(), np.arange(batch)
-    params = net.init(0)
-    params = params.like(backend.to_device(params.vector))
-    size, channels = net.config.image_size, net.config.channels
-    x_T = backend.normal(0, Purpose.X_T, 0, samples, (size, size, channels))
-    how = dict(var=reverse_variance(schedule), clip=True, temperature=1.0)
-    chain = ReverseSteps(backend, net.bind(params, backend), schedule, x_T, samples, 0, **how)
-    chain.begin(schedule.T)
-    return chain.launch
 
 
 def same_network() -> dict[str, Any]:

@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_ref.forward import posterior_coefficients
 from ddpm_ref.nn.ops import time_embedding
 from ddpm_ref.nn.params import Params
 from ddpm_ref.nn.unet import UNet
-from ddpm_ref.schedule import Schedule
 
 
 def _conv(p: Any, layer: str) -> nn.Conv2d:
@@ -126,26 +124,46 @@ class TorchUNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+def gradients(model: TorchUNet, net: UNet) -> dict[str, np.ndarray]:
+    """Every parameter's gradient by our name and in our order of axes."""
+    found: dict[str, np.ndarray] = {}
+
+    def put(name: str, layer: Any, gradient: Tensor | None = None) -> None:
+        W = layer.weight.grad if gradient is None else gradient
+        if W.ndim == 4 and W.shape[2] == 1:
+            W = W[:, :, 0, 0]
+        kinds = ("gamma", "beta") if W.ndim == 1 else ("W", "b")
+        found[f"{name}/{kinds[0]}"] = W.permute(*range(W.ndim)[2:], 1, 0) if W.ndim > 1 else W
+        if gradient is None:
+            found[f"{name}/{kinds[1]}"] = layer.bias.grad
+
+    put("temb/dense0", model.dense0)
+    put("temb/dense1", model.dense1)
+    put("norm_out", model.norm_out)
+    put("conv_out", model.conv_out)
+    for (kind, name, *_), piece in zip(model.plan, model.pieces, strict=True):
+        if kind == "conv":
+            put(name, piece)
+        elif kind in ("up", "down"):
+            put(f"{name}/conv", piece)
+        elif kind == "attention":
+            put(f"{name}/norm", piece.norm)
+            put(f"{name}/proj_out", piece.proj_out)
+            parts = zip("qkv", piece.qkv.weight.grad.chunk(3), piece.qkv.bias.grad.chunk(3), strict=True)
+            for layer, W, b in parts:
+                put(f"{name}/{layer}", piece.qkv, W)
+                found[f"{name}/{layer}/b"] = b
+        elif kind == "block":
+            for layer in ("norm1", "conv1", "temb_proj", "norm2", "conv2"):
+                put(f"{name}/{layer}", getattr(piece, layer))
+            if isinstance(piece.shortcut, nn.Conv2d):
+                put(f"{name}/nin_shortcut", piece.shortcut)
+    return {
+        name: found[name].float().cpu().numpy() if found[name].dtype != torch.float64 else found[name].numpy()
+        for name in net.shapes
+    }
+
+
 def embed(t: np.ndarray, base: int) -> Tensor:
     """The sinusoidal embedding of the paper's t, (N, base)."""
     return torch.from_numpy(time_embedding(t, base).astype(np.float32))
-
-
-def sampler(model: Any, x_t: Tensor, t: int, base: int) -> tuple[Any, Tensor]:
-    """One reverse step with x̂_0 clipped (line 4 of Algorithm 2, σ_t² = β_t), as a function; and ε_θ(x_t, t)."""
-    schedule = Schedule.linear()
-    abar = schedule.alpha_bar[t]
-    c_0, c_t = (float(c) for c in posterior_coefficients(schedule, t))
-    sigma, a, b = float(np.sqrt(schedule.beta[t])), float(1 / np.sqrt(abar)), float(np.sqrt(1 / abar - 1))
-    steps = np.full(len(x_t), t)
-
-    @torch.inference_mode()
-    def eps() -> Tensor:
-        return model(x_t, embed(steps, base))
-
-    @torch.inference_mode()
-    def step() -> None:
-        x_0 = (a * x_t - b * eps()).clamp_(-1, 1)
-        x_0.mul_(c_0).add_(x_t, alpha=c_t).add_(torch.randn_like(x_t), alpha=sigma)
-
-    return step, eps()

@@ -8,7 +8,6 @@ compile at once, then each is timed alone, by events, in turns of several rounds
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import time
@@ -38,78 +37,26 @@ T = 500  # the step that is sampled
 
 def build(setting: Setting, device: str = "cuda") -> tuple[Callable[[], None], dict[str, Any]]:
     """The step as a function without arguments, and facts about it. Also runs on "cpu", without graphs."""
-    import numpy as np
     import torch
-    import torch.nn.functional as F
 
     from benchmarks.cases import CASES
     from benchmarks.peers.pytorch import TorchUNet
+    from benchmarks.peers.pytorch_side import Chain, Shape, compiled, embedder, settle, training
     from ddpm_ref import Schedule, UNet
-    from ddpm_ref.forward import posterior_coefficients
 
-    tf32 = setting.precision != "fp32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = True
+    settle(setting.precision)
     net = UNet(CASES[setting.case].config)
     cfg, schedule, n = net.config, Schedule.linear(), setting.batch
     model = TorchUNet(net, net.init(0)).to(device).to(memory_format=torch.channels_last)
-    run: Any = model
-    if setting.mode in ("compile", "autotune"):
-        run = torch.compile(model, mode="max-autotune-no-cudagraphs" if setting.mode == "autotune" else None)
-    bf16 = setting.precision == "bf16"
-    cast: Any = (lambda: torch.autocast(device, torch.bfloat16)) if bf16 else contextlib.nullcontext
-    half = cfg.base // 2
-    frequencies = torch.exp(-np.log(10000) / (half - 1) * torch.arange(half, device=device))
-
-    def embed(t: Any) -> Any:
-        angles = t[:, None] * frequencies
-        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
-
+    shape = Shape(n, cfg, device, torch.float32, torch.channels_last, setting.precision)
+    run, embed = compiled(model, setting.mode), embedder(cfg.base, device, torch.float32)
     if setting.what == "sample":
-        x_t = torch.randn(n, cfg.channels, cfg.image_size, cfg.image_size, device=device)
-        x_t = x_t.to(memory_format=torch.channels_last)
-        abar, sigma = schedule.alpha_bar[T], float(np.sqrt(schedule.beta[T]))
-        a, b = float(1 / np.sqrt(abar)), float(np.sqrt(1 / abar - 1))
-        c_0, c_t = (float(c) for c in posterior_coefficients(schedule, T))
-        steps = torch.full((n,), float(T - 1), device=device)
-        out = torch.empty_like(x_t)
-
-        @torch.no_grad()
-        def step() -> None:
-            with cast():
-                eps = run(x_t, embed(steps))
-            x_0 = (a * x_t - b * eps.float()).clamp_(-1, 1)
-            out.copy_(x_0.mul_(c_0).add_(x_t, alpha=c_t).add_(torch.randn_like(x_t), alpha=sigma))
-
         model.eval()
-        return step, {}
-
+        return Chain(run, shape, embed, schedule).one(T), {}
     data = torch.randint(
         0, 256, (50_000, cfg.image_size, cfg.image_size, cfg.channels), dtype=torch.uint8, device=device
     )
-    abar = torch.tensor(schedule.alpha_bar, dtype=torch.float32, device=device)
-    model.train()
-    weights = list(model.parameters())
-    ema = [p.detach().clone() for p in weights]
-    adam = torch.optim.Adam(weights, lr=2e-4, fused=True, capturable=device == "cuda")
-
-    def step() -> None:
-        index = torch.randint(0, len(data), (n,), device=device)
-        x_0 = (data[index].to(torch.float32) / 127.5 - 1).permute(0, 3, 1, 2)
-        t = torch.randint(1, schedule.T + 1, (n,), device=device)
-        eps = torch.randn_like(x_0)
-        c = abar[t][:, None, None, None]
-        x_t = c.sqrt() * x_0 + (1 - c).sqrt() * eps
-        with cast():
-            output = run(x_t, embed((t - 1).float()))
-            loss = F.mse_loss(output.float(), eps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0, foreach=True)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
-        torch._foreach_lerp_(ema, [p.detach() for p in weights], 1e-4)
-
-    return step, {"parameters": sum(p.numel() for p in weights)}
+    return training(model, run, shape, embed, schedule, data), {"parameters": net.size}
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
@@ -128,6 +75,32 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
+def timed(step: Callable[[], None], least: int, milliseconds: float, most: int) -> list[float]:
+    """Milliseconds of each of many steps, by events."""
+    import torch
+
+    times: list[float] = []
+    while len(times) < least or (sum(times) < milliseconds and len(times) < most):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return times
+
+
+def best_product(precision: str, size: int) -> float:
+    """Seconds of the fastest of some products of two size x size matrices."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return min(timed(lambda: torch.matmul(a, b, out=out), 10, 500, 200)) / 1e3
+
+
 def serve(pipe: Any, setting: Setting) -> None:
     """In a contender's own process: warm up, say so, then time at each request."""
     import torch
@@ -144,16 +117,9 @@ def serve(pipe: Any, setting: Setting) -> None:
         facts |= {"warm_up_seconds": time.perf_counter() - begun}
         pipe.send(facts)
         while pipe.recv() == "time":
-            times = []
             for _ in range(2 if setting.mode == "eager" else 1):
                 step()
-            while len(times) < 10 or (sum(times) < 400 and len(times) < 200):
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                start.record()
-                step()
-                end.record()
-                end.synchronize()
-                times.append(start.elapsed_time(end))
+            times = timed(step, 10, 400, 200)
             pipe.send(times)
         pipe.send({"peak_memory_gib": torch.cuda.max_memory_reserved() / 2**30, "version": torch.__version__})
     except Exception as error:  # left out, and said so

@@ -1,0 +1,55 @@
+"""What every side is given before anything is timed: a network none of whose layers is near 0, and a batch."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.cases import Job
+from ddpm_ref.files.data import ImageData
+from ddpm_ref.nn.params import Params
+from ddpm_ref.nn.unet import UNet
+
+STEP = 500
+"""The t of a sampling step."""
+IMAGES = 512
+"""Of random pixels to train on."""
+SAMPLING = ("sample", "images", "chain")
+"""Kinds of job that draw pictures."""
+
+
+class Problem(NamedTuple):
+    """The same on every side. x, eps: (N, H, W, C) of the job's dtype   t: (N,)"""
+
+    net: UNet
+    params: Params
+    x: np.ndarray
+    t: np.ndarray
+    eps: np.ndarray
+
+    def ordered(self, gradients: dict[str, Any]) -> Iterator[np.ndarray]:
+        """Gradients by our names, one at a time, in the order of our flat vector."""
+        return (np.ascontiguousarray(gradients[name], self.x.dtype) for name in self.net.shapes)
+
+
+def make_problem(job: Job, seed: int = 0) -> Problem:
+    """Random weights and a batch of them. Fresh networks have layers of 1e-5 times the usual size: these are scaled up,
+    so that a mistake in front of them shows."""
+    net, rng = UNet(job.config), np.random.default_rng(seed)
+    dtype = np.float64 if job.dtype == "float64" else np.float32
+    params = net.init(seed, dtype)
+    for name in params:
+        if name.endswith(("conv2/W", "proj_out/W", "conv_out/W")):
+            params[name] = params[name] * 1e5
+    cfg = net.config
+    x = rng.standard_normal((job.batch, cfg.image_size, cfg.image_size, cfg.channels), dtype=dtype)
+    eps = rng.standard_normal(x.shape, dtype=dtype)
+    t = np.full(job.batch, STEP) if job.what in SAMPLING else rng.integers(1, 1001, job.batch)
+    return Problem(net, params, x, t, eps)
+
+
+def random_images(job: Job) -> ImageData:
+    """Pictures of noise."""
+    cfg = job.config
+    shape = IMAGES, cfg.image_size, cfg.image_size, cfg.channels
+    return ImageData(np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8), 256, "noise")
