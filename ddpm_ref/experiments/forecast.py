@@ -8,16 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_ref.backend import Backend
-from ddpm_ref.dataset_likelihood import dataset_bound, evaluations
 from ddpm_ref.experiments import ablation, ablation_runs, generation, interpolation
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Cell, Setup
 from ddpm_ref.experiments.paper_parts import ALONE, PAIRS, Part, Work, generation_how
 from ddpm_ref.experiments.subject import HostModel
+from ddpm_ref.forward import q_sample
+from ddpm_ref.objective import bound_term
+from ddpm_ref.random import Purpose, normal
 from ddpm_ref.sampling import generate_steps
 from ddpm_ref.train import Trainer
 
 TIMED = 0.4  # seconds that each kind of step is timed for
-IMAGES = 200  # of the likelihood that are timed at a time
 
 
 class Pace(NamedTuple):
@@ -39,11 +40,15 @@ def pace(setup: Setup, cells: Sequence[Cell], backend: Backend, batch: int) -> P
     steps = chain.from_iterable(generate_steps(net, params, setup.schedule, samples, shape, **how) for _ in count())
     draw = seconds_of(lambda: next(steps))
     model = HostModel(net, params, backend)
-    images = setup.train.take(slice(IMAGES))
-    T, every = setup.schedule.T, len(images)
-    rated = evaluations(T, len(images), every, seed=0)
-    rate = seconds_of(lambda: dataset_bound(setup.schedule, model, images, seed=0, every=every, batch=IMAGES))
-    return Pace(train, draw, rate / rated)
+    x_0 = setup.train.x_0(slice(batch))
+
+    t, levels = setup.schedule.T // 2, setup.train.levels
+
+    def term() -> None:
+        x_t = q_sample(setup.schedule, x_0, t, normal(0, Purpose.EVALUATE, t, np.arange(len(x_0)), shape))
+        bound_term(setup.schedule, x_0, x_t, t, model(x_t, t), levels=levels)
+
+    return Pace(train, draw, seconds_of(term) / len(x_0))
 
 
 def _train_step(setup: Setup, cell: Cell, backend: Backend) -> float:
