@@ -21,7 +21,7 @@ class Contestant:
 
     calls: what is timed, by the name of the job's part.  results: "output" and "gradient", arrays in the order in
     which every side gives them.  draw: new random inputs for a round.  facts: more for the row, such as steps.
-    memory: more of it than that of the process, in GiB.
+    memory: more of it than that of the process, in GiB.  last_loss: of the step timed last, where there is one.
     """
 
     version: str
@@ -29,17 +29,20 @@ class Contestant:
     results: Mapping[str, Iterable[np.ndarray]]
     draw: Callable[[int], None]
     clock: Clock
-    memory: Callable[[], dict[str, float]] = dict
+    memory: Callable[[], dict[str, float | None]] = dict
+    last_loss: Callable[[], float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 def median_clock(call: Call, seconds: float) -> float:
     """The median call."""
     times: list[float] = []
-    while sum(times) < seconds or len(times) < 2:
+    spent = 0.0  # kept, not summed anew: of a loop of microseconds there are many thousands
+    while spent < seconds or len(times) < 2:
         begun = time.perf_counter()
         call()
         times.append(time.perf_counter() - begun)
+        spent += times[-1]
     return statistics.median(times)
 
 
@@ -59,8 +62,8 @@ def one_clock(call: Call, seconds: float) -> float:
     return time.perf_counter() - begun
 
 
-def peak_memory() -> float:
-    """The most memory this process has held, GiB; NaN where the system does not tell.
+def peak_memory() -> float | None:
+    """The most memory this process has held, GiB; None where the system does not tell.
 
     On Linux the mark of this program's memory (VmHWM): getrusage's begins with that of the process that started it.
     """
@@ -76,10 +79,10 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _peak_by_psutil() -> float:
+def _peak_by_psutil() -> float | None:
     try:
         import psutil
 
         return float(psutil.Process().memory_info().peak_wset / 2**30)
     except (ImportError, AttributeError):
-        return float("nan")
+        return None

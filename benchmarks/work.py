@@ -82,10 +82,18 @@ def _conv3x3(loop: Loop, s: int) -> _Both:
     n, h, w, c = loop.shape
     d, positions = loop.width, n * -(-h // loop.stride) * -(-w // loop.stride)
     x, y, filters = n * h * w * c, positions * d, 9 * c * d
+    products = n * _taps(h, loop.stride) * _taps(w, loop.stride) * c * d
     return (
-        Work(2 * 9 * c * y, s * (x + filters + d + y)),
-        Work(4 * 9 * c * y + y, s * (y + 2 * x + 2 * filters + d)),
+        Work(2 * products, s * (x + filters + d + y)),
+        Work(4 * products + y, s * (y + 2 * x + 2 * filters + d)),
     )
+
+
+def _taps(size: int, stride: int) -> int:
+    """How many of the three taps of every output along an axis lie in the image: products with padding are no work."""
+    outputs = -(-size // stride)
+    before = max(stride * (outputs - 1) + 3 - size, 0) // 2
+    return sum(0 <= stride * i + tap - before < size for i in range(outputs) for tap in range(3))
 
 
 def _dense(loop: Loop, s: int) -> _Both:

@@ -80,13 +80,15 @@ def timed(step: Callable[[], None], least: int, milliseconds: float, most: int) 
     import torch
 
     times: list[float] = []
-    while len(times) < least or (sum(times) < milliseconds and len(times) < most):
+    spent = 0.0
+    while len(times) < least or (spent < milliseconds and len(times) < most):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         step()
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end))
+        spent += times[-1]
     return times
 
 
