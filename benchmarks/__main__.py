@@ -5,10 +5,12 @@
     python -m benchmarks compare OLD.json NEW.json                          what got slower beyond noise
 
 Every contender lives in a process of its own and is held to NumPy's output and gradient on the same weights before it
-is timed; rounds go A B C A B C …, on fresh random numbers; ratios are taken round by round. The file is rewritten after
-every case, and --out with a file that the same command and commit began goes on where that was stopped.
+is timed; rounds go A B C, B C A, …, on fresh random numbers; ratios are taken round by round. The file is rewritten after
+every case, and --out with a file that the same command and commit began goes on where that was stopped. The exit status
+is 1 if a backend of ours was left out because it computes something else.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ceilings, loops, options, rounds, runs, scaling, steps, table
+from benchmarks.agreement import NOT_THE_SAME
 from benchmarks.cases import Job
-from benchmarks.contenders import why_left_out
+from benchmarks.contenders import is_ours, why_left_out
 from benchmarks.provenance import provenance
 from benchmarks.record import Record
 
@@ -40,14 +43,20 @@ def main(argv: list[str] | None = None) -> int:
         return int(compare.main(argv[1:]) or 0)
     asked = options.parse(argv, __doc__)
     try:
-        run(asked, command_of(argv))
+        document = json.loads(run(asked, command_of(argv)).read_text(encoding="utf-8"))
     except (ValueError, RuntimeError) as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("benchmarks: stopped; what was measured is in the file", file=sys.stderr)
         return 130
-    return 0
+    return 1 if wrong_of_ours(document["left_out"]) else 0
+
+
+def wrong_of_ours(left_out: dict[str, str]) -> list[str]:
+    """Which of our backends are left out because they compute something else."""
+    names = {label.rpartition(": ")[2] for label, why in left_out.items() if why.startswith(NOT_THE_SAME)}
+    return sorted(name for name in names if is_ours(name))
 
 
 def command_of(argv: list[str]) -> str:
@@ -77,7 +86,7 @@ def run(asked: options.Options, command: str) -> Path:
         for job in jobs:
             if not record.done(job):
                 outcome = rounds.measure(job, _rates(record, job, asked.gpu, say), note=note)
-                record.add(outcome)
+                record.add(job, outcome)
                 _show(job, outcome, say)
             advance()
     for fit in record.document["fits"]:

@@ -39,7 +39,7 @@ class Job:
     parts: what becomes a row of its own, by the name that is added to the case's: "" or ", adjoint".
     axis, x: of a scaling curve.  T: where a chain of reverse steps begins.  seconds: a visit lasts at least so long.
     warm_up: whether the first round is thrown away.  rounds: those that are kept.
-    scale: what a row's seconds are of those of one call.
+    scale: what a row's seconds are of those of one call.  whole: of images, whether each round is one chain of T steps.
     """
 
     level: str
@@ -61,6 +61,7 @@ class Job:
     rounds: int = 7
     warm_up: bool = True
     scale: float = 1.0
+    whole: bool = False
 
     @property
     def label(self) -> str:

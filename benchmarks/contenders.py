@@ -3,10 +3,12 @@
 A contender is one of our backends by its name or as "module:Class", or a peer by its name in `PEERS`. What its
 libraries read from the environment is set before they load: as many threads as the job says, bound to their cores
 (without OMP_PROC_BIND two threads that wait for each other are now and then left on one core by the system, for every
-side alike), and nothing that holds NumPy's BLAS to kernels of older processors.
+side alike), and nothing that holds NumPy's BLAS to kernels of older processors. Freed memory is kept for the next array
+on every side (`ddpm_ref.memory`): who gives it back pays for the pages anew, a tenth of a step and more.
 """
 
 import importlib.util
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -19,11 +21,12 @@ from typing import Any
 
 from benchmarks.cases import Job
 from benchmarks.contestant import Contestant, median_clock, peak_memory
+from ddpm_ref.memory import keep_freed_memory
 
 CPU_PEERS = ("torch contiguous", "torch channels_last", "torch compile", "jax jit")
 GPU_PEERS = ("torch eager", "torch graph", "torch compiled graph", "torch autotune")
 PEERS = (*CPU_PEERS, *GPU_PEERS)
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 HELD_BACK = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
@@ -85,31 +88,43 @@ class Worker:
     def ready(self, patience: float) -> dict[str, Any] | str:
         """Facts about it once it is made and its first calls are done, or why it is left out."""
         if not self._pipe.poll(patience):
+            self._process.kill()
             return f"not ready within {patience:.0f} s"
         return self._receive()
 
-    def visit(self, round_: int) -> dict[str, float] | str:
+    def visit(self, round_: int, patience: float) -> dict[str, float] | str:
         """Seconds of each part in a round, or what went wrong."""
-        self._pipe.send(round_)
-        return self._receive()
+        return self._answer(round_, patience)
 
-    def stop(self) -> dict[str, float]:
-        """The memory it has used."""
-        self._pipe.send(None)
+    def stop(self, patience: float = 60.0) -> dict[str, float | None] | str:
+        """The memory it has used, or what went wrong."""
         self._stopped = True
-        got = self._receive()
-        return got if isinstance(got, dict) else {}
+        return self._answer(None, patience)
 
     def results(self, what: str) -> Path:
         """Where its "output" or "gradient" lies."""
         return result_path(self.folder, self.name, what)
 
+    def _answer(self, request: int | None, patience: float) -> Any:
+        """What it says to a request; a string if it says nothing any more."""
+        try:
+            self._pipe.send(request)
+            if not self._pipe.poll(patience):
+                self._process.kill()
+                return f"no answer within {patience:.0f} s"
+        except OSError:  # its end of the pipe is gone
+            return self._ended()
+        return self._receive()
+
     def _receive(self) -> Any:
         try:
             return self._pipe.recv()
-        except EOFError:
-            self._process.join(5)
-            return f"its process ended with status {self._process.exitcode}"
+        except (EOFError, OSError):
+            return self._ended()
+
+    def _ended(self) -> str:
+        self._process.join(5)
+        return f"its process ended with status {self._process.exitcode}"
 
 
 def result_path(folder: Path, name: str, what: str) -> Path:
@@ -124,6 +139,7 @@ def serve(pipe: Connection, job: Job, name: str, folder: Path) -> None:
     """Make the contender, write its results for the comparison, then time it at each request until None comes."""
     try:
         begun = time.perf_counter()
+        keep_freed_memory()
         side = contestant(job, name)
         start = side.facts.pop("start_memory_gib")
         for what, arrays in side.results.items():
@@ -140,6 +156,8 @@ def serve(pipe: Connection, job: Job, name: str, folder: Path) -> None:
         while (round_ := pipe.recv()) is not None:
             side.draw(1 + round_)
             pipe.send({part: side.clock(call, job.seconds) for part, call in side.calls.items()} | side.facts)
+        if side.last_loss is not None and not math.isfinite(loss := side.last_loss()):
+            raise FloatingPointError(f"the loss of the last timed step is {loss}")
         pipe.send({"peak_memory_gib": peak_memory()} | side.memory())
     except (EOFError, BrokenPipeError):  # whoever asked is gone
         return
@@ -158,9 +176,7 @@ def contestant(job: Job, name: str) -> Contestant:
 
         return pytorch_side.contestant(job, name)
     from benchmarks import loops, ours
-    from ddpm_ref.memory import keep_freed_memory
 
-    keep_freed_memory()
     backend, clock = ours.backend_and_clock(name, job, median_clock)
     start = peak_memory()
     side = loops.contestant(job, backend, clock) if job.loop else ours.contestant(job, backend, clock)

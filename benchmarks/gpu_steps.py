@@ -7,6 +7,9 @@ from typing import Any
 MOST = 500
 """Calls in one visit: a chain of 1000 reverse steps that begins anew with each round does not end within it."""
 
+BEFORE_CAPTURED = 4
+"""Launches after which a graph is one: compiled, watched, captured, launched."""
+
 
 def make_backend(precision: str, graphs: bool = True) -> Any:
     """Ours, in the precision of a job: float32 and float64 are fp32, which rounds nothing."""
@@ -16,11 +19,11 @@ def make_backend(precision: str, graphs: bool = True) -> Any:
     return CupyBackend(device=CudaDevice("fp32" if precision.startswith("float") else precision, graphs=graphs))
 
 
-def whole_steps(backend: Any, trainer: Any) -> Callable[[], None]:
-    """A trainer's steps, without looking at their losses."""
+def whole_steps(backend: Any, trainer: Any) -> Any:
+    """A trainer's steps: `launch` is one without looking at its loss."""
     from ddpm_ref_cupy.step import TrainingSteps
 
-    return TrainingSteps(backend, trainer).launch
+    return TrainingSteps(backend, trainer)
 
 
 def timed(run: Any, step: Callable[[], Any], least: int = 20, milliseconds: float = 1500) -> list[float]:
@@ -67,7 +70,7 @@ def training(backend: Any, case: str, batch: int) -> Callable[[], None]:
     size, channels = net.config.image_size, net.config.channels
     pixels = np.random.default_rng(0).integers(0, 256, (50_000, size, size, channels), dtype=np.uint8)
     trainer = Trainer(net, Schedule.linear(), ImageData(pixels, 256, "noise"), TrainSettings(batch=batch), backend)
-    return whole_steps(backend, trainer)
+    return whole_steps(backend, trainer).launch
 
 
 def sampling(backend: Any, case: str, batch: int) -> Callable[[], None]:
@@ -83,31 +86,60 @@ def sampling(backend: Any, case: str, batch: int) -> Callable[[], None]:
     return steps.launch
 
 
-def chain(backend: Any, model: Any, schedule: Any, config: Any, batch: int) -> Any:
+def chain(backend: Any, model: Any, schedule: Any, config: Any, batch: int, seed: int = 0) -> Any:
     """Reverse steps of a batch of this network's images, from x_T on, as one graph."""
+    import numpy as np
+
+    from ddpm_ref.random import Purpose
+
+    shape = config.image_size, config.image_size, config.channels
+    x_T = backend.normal(seed, Purpose.X_T, 0, np.arange(batch), shape)
+    return _reverse_steps(backend, model, schedule, x_T, seed, 1.0)
+
+
+def quiet_step(backend: Any, model: Any, schedule: Any, x: Any, t: int) -> Any:
+    """x_{t-1} from this x_t, NumPy's, with the noise off."""
+    steps = _reverse_steps(backend, model, schedule, backend.to_device(x), 0, 0.0)
+    steps.begin(t)
+    steps.launch()
+    return backend.to_host(steps.x_t)
+
+
+def _reverse_steps(backend: Any, model: Any, schedule: Any, x_t: Any, seed: int, temperature: float) -> Any:
     import numpy as np
     from ddpm_ref_cupy.chain import ReverseSteps
 
-    from ddpm_ref.random import Purpose
     from ddpm_ref.reverse import reverse_variance
 
-    samples, shape = np.arange(batch), (config.image_size, config.image_size, config.channels)
-    x_T = backend.normal(0, Purpose.X_T, 0, samples, shape)
-    how = dict(var=reverse_variance(schedule), clip=True, temperature=1.0)
-    return ReverseSteps(backend, model, schedule, x_T, samples, 0, **how)
+    how = dict(var=reverse_variance(schedule), clip=True, temperature=temperature)
+    return ReverseSteps(backend, model, schedule, x_t, np.arange(len(x_t)), seed, **how)
 
 
-def reverse_calls(job: Any, backend: Any, model: Any, schedule: Any) -> dict[str, Any]:
-    """What `contestant.Contestant` needs of a sampling job: calls and draw."""
-    steps = chain(backend, model, schedule, job.config, job.batch)
+def reverse_calls(job: Any, backend: Any, model: Any) -> dict[str, Any]:
+    """What `contestant.Contestant` needs of a sampling job: calls and draw, of which each makes x_T and seed anew."""
+    from ddpm_ref.schedule import Schedule
+
+    now: dict[str, Any] = {}
+
+    def draw(round_: int) -> None:
+        # The seed is part of the graph: a graph of its own for each round, captured before the clock runs.
+        now.clear()
+        now["steps"] = chain(backend, model, Schedule.linear(), job.config, job.batch, seed=round_)
+        now["steps"].begin(job.T)
+        for _ in range(BEFORE_CAPTURED):
+            now["steps"].launch()
+        now["steps"].begin(job.T)
+        backend.run.stream.synchronize()
 
     def whole() -> None:
+        steps = now["steps"]
         steps.begin(job.T)
         for _ in range(job.T):
             steps.launch()
+        backend.run.stream.synchronize()
 
-    call = whole if job.what == "chain" else steps.launch
-    return {"calls": {"": call}, "draw": lambda _round: steps.begin(job.T)}
+    call = whole if job.what == "chain" or job.whole else lambda: now["steps"].launch()
+    return {"calls": {"": call}, "draw": draw}
 
 
 def best_product(precision: str, size: int) -> float:

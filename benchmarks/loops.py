@@ -19,6 +19,13 @@ MOST = {"conv3x3": 3, "dense": 2, "group_norm": 2}
 """Shapes of an operation that are timed by default, 1 of the others; of cifar10's convolutions twice as many."""
 QUICK = ("conv3x3", "group_norm", "attention", "dense", "update")
 """The handful that --quick takes one of."""
+PEERS = {
+    "conv3x3": ("torch contiguous", "torch channels_last"),
+    "group_norm": ("torch contiguous", "torch channels_last"),
+    "attention": ("torch contiguous",),
+    "dense": ("torch contiguous",),
+}
+"""Operations that PyTorch has as one function, with the layouts that they have: rows of numbers have one."""
 BALANCE = 10
 """Operations that a machine does while it moves a byte, roughly: to tell which loops are costly."""
 
@@ -58,7 +65,7 @@ def _costliest(loops: list[Loop], preset: str) -> list[Loop]:
 
 
 def jobs(options: Any) -> list[Job]:
-    """One for each loop, by our backends."""
+    """One for each loop, by our backends; what PyTorch has too, on a CPU, beside it."""
     made: dict[Loop, Job] = {}
     for preset in options.presets:
         for batch in options.batch or [None]:
@@ -78,9 +85,10 @@ def _job(loop: Loop, preset: str, options: Any) -> Job:
     if adjoint := loop.adjoint(itemsize):
         parts.append((", adjoint", adjoint))
     batch = 1 if loop.operation == "update" else loop.shape[0]
+    peers = [peer for peer in PEERS.get(loop.operation, ()) if peer in options.peers]
     return Job(
         "loops", loop.name, loop.operation, preset, CASES[preset].config, batch, tuple(parts),
-        contenders=tuple(options.backends), threads=options.threads, dtype=options.dtype, precision=options.precision,
+        contenders=(*options.backends, *peers), threads=options.threads, dtype=options.dtype, precision=options.precision,
         loop=loop, seconds=0.1, rounds=options.rounds_of("loops"),
     )  # fmt: skip
 
@@ -117,7 +125,7 @@ class _Side:
         def normal(*shape: int) -> Any:
             return self.on.to_device(rng.standard_normal(shape, dtype=kind))
 
-        self.arguments = _ARGUMENTS.get(self.loop.operation, _shape_only)(self.loop, normal, rng, self.on, kind)
+        self.arguments = ARGUMENTS.get(self.loop.operation, shape_only)(self.loop, normal, rng, self.on, kind)
         y, self.backward = None, None
         if self.loop.adjoint():
             y, self.backward = self.forward()
@@ -145,7 +153,7 @@ class _Side:
         return [self.on.to_host(a) for a in (found if isinstance(found, tuple) else (found,))]
 
 
-def _shape_only(loop: Loop, normal: Any, *_: Any) -> list[Any]:
+def shape_only(loop: Loop, normal: Any, *_: Any) -> list[Any]:
     return [normal(*loop.shape)]
 
 
@@ -165,7 +173,7 @@ def _vectors(loop: Loop, normal: Any, *_: Any) -> list[Any]:
     return vectors
 
 
-_ARGUMENTS: dict[str, Callable[..., list[Any]]] = {
+ARGUMENTS: dict[str, Callable[..., list[Any]]] = {
     "conv3x3": _filters,
     "dense": _filters,
     "group_norm": lambda loop, normal, *_: [normal(*loop.shape), *(normal(loop.shape[-1]) for _ in range(2))],

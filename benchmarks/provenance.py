@@ -1,5 +1,6 @@
 """Where, with what and from which commit a file of results was made."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -21,7 +22,7 @@ def provenance(command: str, threads: int, level: str, gpu: bool) -> dict[str, A
         "machine": machine(gpu),
         "versions": versions(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "-uno", "--", ".", *_NOT_CODE)),
+        **changes(),
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "threads": threads,
@@ -30,6 +31,30 @@ def provenance(command: str, threads: int, level: str, gpu: bool) -> dict[str, A
 
 
 _NOT_CODE = (":!benchmarks/results", ":!benchmarks/RESULTS.md")
+
+
+def changes() -> dict[str, Any]:
+    """dirty: whether files differ from the commit, null without git.  code: unless they do not, a hash of what is run."""
+    known = _ran("git", "-C", str(ROOT), "status", "--porcelain", "-uno", "--", ".", *_NOT_CODE)
+    dirty = None if known is None else bool(known)
+    return {"dirty": dirty, "code": None if dirty is False else code_hash(ROOT)}
+
+
+def code_hash(root: Path) -> str:
+    """SHA-256 of every .py and .cu file of the packages and the benchmarks, names and bytes."""
+    found = hashlib.sha256()
+    folders = [root / name for name in ("ddpm_ref", "backends", "benchmarks")]
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".cu")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited in the last minute; null where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
 
 
 def machine(gpu: bool) -> dict[str, Any]:
@@ -43,7 +68,7 @@ def machine(gpu: bool) -> dict[str, Any]:
         "cpu": cpu,
         "cpu_kind": kind,
         "cores": cores,
-        "memory_gib": _memory(),
+        "memory_gib": memory_gib(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "clock_mhz": _clock(),
         "gpu": card,
@@ -93,7 +118,8 @@ def _llvm_name() -> str | None:
     return str(binding.get_host_cpu_name())
 
 
-def _memory() -> float | None:
+def memory_gib() -> float | None:
+    """Of this machine."""
     try:
         import psutil
     except ImportError:
@@ -133,11 +159,16 @@ def _git(*words: str) -> str:
 
 def _run(*words: str) -> str:
     """What a command prints; nothing if it is not there or fails."""
+    return _ran(*words) or ""
+
+
+def _ran(*words: str) -> str | None:
+    """What a command prints; None if it is not there or fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _read(path: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One job measured: contenders made, compared, timed in turns A B C A B C …, and the rows that come of it."""
+"""One job measured: contenders made, compared, timed in turns A B C, B C A, C A B, …, and the rows that come of it."""
 
 import statistics
 from collections.abc import Callable
@@ -8,20 +8,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from benchmarks.agreement import RESULTS, disagreement, gaps
 from benchmarks.cases import Job
 from benchmarks.contenders import Worker, is_ours, result_path
-from benchmarks.work import Work
+from benchmarks.provenance import memory_gib
+from benchmarks.work import Work, step_work
 
 NOISY = 0.10
 """A row whose interquartile range is more than this part of its median is marked, and not to be quoted."""
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "tf32": 5e-2, "bf16": 5e-2}
-"""How far, by relative norm, an output or a gradient may be from NumPy's; in the last two, what rounding every operand
-of a whole network costs PyTorch too."""
+FEWEST = 3
+"""Rounds; of fewer nobody knows whether they are far apart, so that they are marked too."""
+STEPS_APART = 0.05
+"""By what part a contender may need other steps to the target loss than ours."""
 PATIENCE = 3600.0
 REFERENCE = "numpy"
-_CHUNK = 1 << 20
 
 Seconds = dict[str, list[dict[str, Any]]]
 """Of each contender, round by round, what `Worker.visit` returned."""
@@ -59,31 +59,61 @@ Note = Callable[[str], None]
 
 
 def measure(job: Job, rates: Rates, patience: float = PATIENCE, note: Note = lambda _: None) -> Outcome:
-    """Time all contenders of a job. patience: seconds to be made in.  note: told what is being done."""
+    """Time all contenders of a job. patience: seconds to be made in, and for a visit.  note: told what is being done."""
     left: dict[str, str] = {}
-    with TemporaryDirectory() as place, ExitStack() as stack:
-        ready = _make(job, Path(place), stack, patience, left, note)
-        rounds = _take_turns(job, ready, left, note)
-        memory = {name: ready[name].worker.stop() for name in rounds}
+    ready: dict[str, Ready] = {}
+    rounds: Seconds = {}
+    memory: dict[str, dict[str, Any]] = {}
+    names = [REFERENCE, *(name for name in job.contenders if name != REFERENCE)]
+    together = fits_in_memory(job)
+    with TemporaryDirectory() as place:
+        for group in [names] if together else [[name] for name in names]:
+            with ExitStack() as stack:
+                made = _make(job, group, Path(place), stack, patience, left, note)
+                turns = _take_turns(job, made, patience, left, note)
+                for name in turns:
+                    got = made[name].worker.stop()
+                    if isinstance(got, str):
+                        left[name] = got
+                    else:
+                        ready[name], rounds[name], memory[name] = made[name], turns[name], got
+    leave_out_other_steps(rounds, left)
+    if job.what == "reach":  # a trainer, its data and its draws in turn: no figure that sides share
+        memory = {name: {"peak_memory_gib": None, "start_memory_gib": None} for name in rounds}
     rows = []
+    in_order = [name for name in job.contenders if name in rounds]
     for part, work in job.parts:
-        seconds = {name: [job.scale * visit[part] for visit in visits] for name, visits in rounds.items()}
-        for name in rounds:
+        seconds = {name: [job.scale * visit[part] for visit in rounds[name]] for name in in_order}
+        for name in in_order:
             row = {"case": f"{job.case}{part}"} | job.keys() | {"contender": name, "ours": is_ours(name)}
             row |= summary(seconds, name) | ceiling(work, rates, statistics.median(seconds[name]))
             row |= ready[name].facts | memory[name] | {"agreement": ready[name].agreement, "unit": "s"}
             row |= {fact: value for fact, value in rounds[name][-1].items() if fact not in dict(job.parts)}
-            rows.append(row)
+            rows.append(row | {"interleaved": together})
     return Outcome(rows, {f"{job.label}: {name}": why for name, why in left.items()})
 
 
+def fits_in_memory(job: Job) -> bool:
+    """Whether all contenders may live at once; otherwise each has its rounds alone, and rows say so.
+
+    A contender holds about half of the bytes that a step moves: every array is written once and read once or more.
+    """
+    memory = memory_gib()
+    if memory is None or job.loop is not None or job.what == "reach":
+        return True
+    held = step_work(job.config, job.batch, "train" if job.what == "train" else "sample").bytes / 2
+    return len(job.contenders) * held < 0.8 * memory * 2**30
+
+
 def _make(
-    job: Job, folder: Path, stack: ExitStack, patience: float, left: dict[str, str], note: Note
+    job: Job, names: list[str], folder: Path, stack: ExitStack, patience: float, left: dict[str, str], note: Note
 ) -> dict[str, Ready]:
-    """Every contender that computes what NumPy does. They are made one after another: they may compile."""
-    names = [name for name in job.contenders if name != REFERENCE]
+    """Those that compute what NumPy does, in the order of the job. They are made one after another: they may compile.
+
+    NumPy, with which all are compared, is made first and whether it is to be timed or not.
+    """
     ready: dict[str, Ready] = {}
-    for name in [REFERENCE, *names]:  # first what all are compared with, whether it is to be timed or not
+    for name in names:
         note(f"{job.label}: making {name}")
         own = job if name in job.contenders else replace(job, precision=job.dtype)
         worker = stack.enter_context(Worker(own, name, folder))
@@ -93,29 +123,27 @@ def _make(
                 raise RuntimeError(f"{job.label}: NumPy, the reference, failed: {facts}")
             left[name] = facts
             continue
-        gaps = {what: gap(folder, job, name, what) for what in ("output", "gradient")}
-        agreement = {what: one for what, one in gaps.items() if one is not None}
-        if wrong := disagreement(agreement, TOLERANCE[job.precision]):
-            left[name] = wrong
+        agreement = gaps(folder, job, REFERENCE, name)
+        if name != REFERENCE:
+            for what in RESULTS:
+                result_path(folder, name, what).unlink(missing_ok=True)
+        wrong = disagreement(agreement, job.precision)
+        if wrong or name not in job.contenders:
             worker.stop()
+            left |= {name: wrong} if wrong else {}
             continue
         ready[name] = Ready(worker, facts, agreement)
-    for name in names:
-        for what in ("output", "gradient"):
-            result_path(folder, name, what).unlink(missing_ok=True)
-    if REFERENCE not in job.contenders:
-        ready.pop(REFERENCE).worker.stop()
     return {name: ready[name] for name in job.contenders if name in ready}
 
 
-def _take_turns(job: Job, ready: dict[str, Ready], left: dict[str, str], note: Note) -> Seconds:
-    """Rounds A B C A B C …; a contender that fails in one is left out."""
+def _take_turns(job: Job, ready: dict[str, Ready], patience: float, left: dict[str, str], note: Note) -> Seconds:
+    """Rounds A B C, B C A, …: nobody comes after the same one always. A contender that fails in one is left out."""
     seconds: Seconds = {name: [] for name in ready}
     skipped = 1 if job.warm_up else 0
     for round_ in range(job.rounds + skipped):
-        for name in list(seconds):
+        for name in rotated(list(seconds), round_):
             note(f"{job.label}: round {round_ + 1 - skipped} of {job.rounds}, {name}")
-            got = ready[name].worker.visit(round_)
+            got = ready[name].worker.visit(round_, patience)
             if isinstance(got, str):
                 left[name] = got
                 del seconds[name]
@@ -124,36 +152,20 @@ def _take_turns(job: Job, ready: dict[str, Ready], left: dict[str, str], note: N
     return seconds
 
 
-# --- agreement -------------------------------------------------------------------------------------------------------
+def rotated(names: list[str], round_: int) -> list[str]:
+    """The order of a round."""
+    first = round_ % len(names) if names else 0
+    return names[first:] + names[:first]
 
 
-def gap(folder: Path, job: Job, name: str, what: str) -> float | None:
-    """‖theirs - NumPy's‖ / ‖NumPy's‖ of what both have written; None if neither has."""
-    ours, theirs = result_path(folder, REFERENCE, what), result_path(folder, name, what)
-    if not ours.exists() and not theirs.exists():
-        return None
-    if not (ours.exists() and theirs.exists()) or ours.stat().st_size != theirs.stat().st_size:
-        return float("inf")
-    dtype = np.dtype(job.dtype)
-    a, b = np.memmap(ours, dtype, "r"), np.memmap(theirs, dtype, "r")
-    return relative_gap(a, b)
-
-
-def relative_gap(reference: np.ndarray, other: np.ndarray) -> float:
-    """‖other - reference‖ / ‖reference‖, summed in float64 a part at a time; NaN and infinities are infinitely far."""
-    off = size = 0.0
-    for first in range(0, len(reference), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        a, b = reference[part].astype(np.float64), other[part].astype(np.float64)
-        off, size = off + float(np.sum((b - a) ** 2)), size + float(np.sum(a**2))
-    relative = np.sqrt(off) / (np.sqrt(size) + 1e-30)
-    return float(relative) if np.isfinite(relative) else float("inf")
-
-
-def disagreement(agreement: dict[str, float], tolerance: float) -> str | None:
-    """What is wrong with a contender whose results are this far from NumPy's, or None."""
-    wrong = [f"its {what} differs by {one:.1e}" for what, one in agreement.items() if not one <= tolerance]
-    return f"not the same computation: {' and '.join(wrong)} (at most {tolerance:.0e})" if wrong else None
+def leave_out_other_steps(rounds: Seconds, left: dict[str, str]) -> None:
+    """Take out, and say so, who needed more or fewer steps to the target loss than the first of ours by STEPS_APART."""
+    steps = {name: visits[-1]["steps"] for name, visits in rounds.items() if "steps" in visits[-1]}
+    ours = next((count for name, count in steps.items() if is_ours(name)), None)
+    for name, count in steps.items():
+        if ours and abs(count / ours - 1) > STEPS_APART:
+            left[name] = f"{count} steps to the loss, ours {ours} (at most {STEPS_APART:.0%} apart)"
+            del rounds[name]
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -165,14 +177,14 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def summary(seconds: dict[str, list[float]], name: str) -> dict[str, Any]:
-    """Median and quartiles of a contender, whether they are far apart, and every other's time over its, in pairs."""
+    """Median and quartiles of a contender, whether they are far apart or few, and every other's time over its, in pairs."""
     own = seconds[name]
     first, median, third = quartiles(own)
     return {
         "seconds": own,
         "median": median,
         "quartiles": [first, third],
-        "noisy": (third - first) / median > NOISY,
+        "noisy": len(own) < FEWEST or (third - first) / median > NOISY,
         "over": {
             other: quartiles([b / a for a, b in zip(own, theirs, strict=True)])
             for other, theirs in seconds.items()

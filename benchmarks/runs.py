@@ -4,8 +4,10 @@ reach     training on the digits by the preset's recipe (batch 64, Adam, warm-up
           weights, until the smoothed loss is TARGET. Smoothed: the mean over steps with weights 0.98^age. A round
           is a whole run; all rounds have the same seed, so they differ in time alone. Peers are given the very same
           pictures, t and ε, made beforehand (and draw as much noise again, so that they too pay for it): each is
-          held to our first losses, and must get there in as many steps as we do, give or take rounding.
-images    real consecutive reverse steps, each from the x_t of the one before: T times one's mean, over the batch.
+          held to our first losses, and left out if it gets there in over 5 % more or fewer steps than ours.
+images    real consecutive reverse steps, each from the x_t of the one before, from a new x_T each round. Of `digits`
+          (WHOLE) a round is one whole chain of T = 1000 steps, over the batch; of larger networks as many steps as fit
+          a second, from t = T down, and what is given is T times their mean, over the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +28,8 @@ TARGET = 0.11
 SMOOTHING = 0.98
 LIMIT = 1500
 """Steps after which a run has failed."""
-PEERS = ("torch contiguous", "torch channels_last", "torch eager", "jax jit")
+PEERS = ("torch contiguous", "torch channels_last", "torch compile", "torch eager", "torch graph", "jax jit")
+WHOLE = ("digits",)
 FIRST = 10
 """Losses that peers are held to."""
 
@@ -47,7 +50,8 @@ class Smoothed:
 def jobs(options: Any) -> list[Job]:
     """To a loss on digits, then pictures of each preset."""
     made = [_reach(options)] if "digits" in options.presets and not options.batch else []
-    return made + [_images(preset, options) for preset in options.presets]
+    batches = {preset: options.batch or (CASES[preset].sample,) for preset in options.presets}
+    return made + [_images(preset, batch, options) for preset in options.presets for batch in batches[preset]]
 
 
 def _shared(options: Any) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def _shared(options: Any) -> dict[str, Any]:
 
 
 def _reach(options: Any) -> Job:
-    # Compiled and captured steps are the other level's: a run this short would not pay for making them.
+    # Compiling and capturing are in no time, as everywhere; the other compiled graphs are the other level's.
     peers = [peer for peer in options.peers if peer in PEERS]
     batch = RECIPES["digits"][1].batch
     return Job(
@@ -65,13 +69,14 @@ def _reach(options: Any) -> Job:
     )  # fmt: skip
 
 
-def _images(preset: str, options: Any) -> Job:
-    config, batch = CASES[preset].config, options.batch[0] if options.batch else CASES[preset].sample
+def _images(preset: str, batch: int, options: Any) -> Job:
+    config, whole = CASES[preset].config, preset in WHOLE
     step = step_work(config, batch, "sample", itemsize=np.dtype(options.dtype).itemsize)
     image = Work(*(T / batch * part for part in step))
     return Job(
         "runs", f"image {preset}", "images", preset, config, batch, (("", image),),
-        (*options.backends, *peers_for(preset, options)), seconds=1.0, scale=T / batch, **_shared(options),
+        (*options.backends, *peers_for(preset, options)), seconds=1.0, scale=(1 if whole else T) / batch, whole=whole,
+        warm_up=not whole, **_shared(options),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def line(row: dict[str, Any], ours: dict[str, Any] | None) -> str:
     text = f"  {row['contender']:20s} {row['median'] / scale:8.2f} {unit}  {f'{low} – {high}':19s}"
     text += f" {f'{over[1]:.2f} × faster' if over else '':>14s}"
     text += f" {row['fraction']:8.0%}" if row["fraction"] is not None else f" {'':8s}"
-    text += f" {row['peak_memory_gib']:6.2f} GiB"
+    text += f" {row['peak_memory_gib']:6.2f} GiB" if row["peak_memory_gib"] is not None else ""
     if row["noisy"]:
         text += "  noisy"
     return text.rstrip()

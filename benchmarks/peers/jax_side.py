@@ -1,7 +1,8 @@
 """JAX's side of a job, on a CPU: whole steps as one jitted function each, with its own random numbers.
 
 Adam, clipping and EMA are written out, over the same names as ours; what a step replaces is donated. JAX has no option
-for its threads: with fewer than there are cores, its process is held to as many cores.
+for its threads: with fewer than there are cores, its process is held to as many cores, and where the system cannot do
+that (macOS, Windows) its rows carry a note.
 """
 
 import os
@@ -12,8 +13,7 @@ import numpy as np
 
 from benchmarks.cases import Job
 from benchmarks.contestant import Contestant, mean_clock, median_clock, one_clock, peak_memory
-from benchmarks.problem import SAMPLING, STEP, make_problem, random_images
-from ddpm_ref.forward import posterior_coefficients
+from benchmarks.problem import SAMPLING, STEP, first_draw, make_problem, random_images, reverse_table
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.nn.params import Params
 from ddpm_ref.schedule import Schedule
@@ -24,15 +24,24 @@ State = dict[str, Any]
 def contestant(job: Job) -> Contestant:
     """JAX on a CPU."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if hasattr(os, "sched_setaffinity") and job.threads < len(os.sched_getaffinity(0)):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+    note = _hold(job.threads)
     import jax
 
     jax.config.update("jax_enable_x64", job.dtype == "float64")
     start = peak_memory()
     side = _reach(job) if job.what == "reach" else _sampler(job) if job.what in SAMPLING else _training(job)
-    side.facts["start_memory_gib"] = start
+    side.facts |= {"start_memory_gib": start} | ({"note": note} if note else {})
     return side
+
+
+def _hold(threads: int) -> str | None:
+    """Hold this process to as many cores; what to say where the system has no call for it."""
+    if hasattr(os, "sched_setaffinity"):
+        if threads < len(os.sched_getaffinity(0)):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        return None
+    cores = os.cpu_count() or 1
+    return None if threads >= cores else f"not held to {threads} threads: it may use all {cores} cores"
 
 
 def _version() -> str:
@@ -89,37 +98,53 @@ def _training(job: Job) -> Contestant:
     from benchmarks.peers.jax_unet import network
 
     problem = make_problem(job)
-    unet = network(problem.net)
-    x, t, eps = (jnp.array(a) for a in problem[2:])
+    unet, descend = network(problem.net), descent(AdamSettings(warmup=0))
+    data, table = jnp.array(random_images(job).pixels), Schedule.linear().alpha_bar
+    abar, dtype = jnp.array(table, problem.x.dtype), problem.x.dtype
 
-    def loss_of(w: Any, x_t: Any, t: Any, eps: Any, key: Any = None) -> tuple[Any, Any]:
+    def loss_of(w: Any, x_t: Any, t: Any, eps: Any, key: Any) -> tuple[Any, Any]:
         output = unet(w, x_t, t, key)
         return jnp.mean((output - eps) ** 2), output
 
-    of_all = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
-    (_, output), grads = of_all(_weights(problem.params), x, t, eps)
-    results = {"output": [np.asarray(output)], "gradient": list(problem.ordered(grads))}
-    data, abar = jnp.array(random_images(job).pixels), jnp.array(Schedule.linear().alpha_bar, x.dtype)
-    descend = descent(AdamSettings())
-
-    def one(state: State, key: Any) -> tuple[State, Any]:
-        keys = jax.random.split(key, 5)
-        index = jax.random.randint(keys[0], (job.batch,), 0, len(data))
-        x_0 = data[index].astype(x.dtype) / 127.5 - 1
-        t = jax.random.randint(keys[1], (job.batch,), 1, 1001)
-        eps = jax.random.normal(keys[2], x_0.shape, x.dtype)
-        c = abar[t][:, None, None, None]
+    def learn(state: State, x_0: Any, c: Any, t: Any, eps: Any, key: Any = None) -> tuple[State, Any, Any, Any]:
+        """Line 5 on x_t = √c x_0 + √(1 - c) ε. key: of dropout."""
         x_t = jnp.sqrt(c) * x_0 + jnp.sqrt(1 - c) * eps
-        grads, _ = jax.grad(loss_of, has_aux=True)(state["w"], x_t, t, eps, keys[3])
-        return descend(state, grads), keys[4]
+        (loss, output), grads = jax.value_and_grad(loss_of, has_aux=True)(state["w"], x_t, t, eps, key)
+        return descend(state, grads), loss, output, grads
 
-    step, now = jax.jit(one, donate_argnums=0), {"state": _fresh(problem.params), "key": jax.random.key(0)}
+    def one(state: State) -> tuple[State, Any]:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), state["k"]), 4)
+        index = jax.random.randint(keys[0], (job.batch,), 0, len(data))
+        x_0 = data[index].astype(dtype) / 127.5 - 1
+        t = jax.random.randint(keys[1], (job.batch,), 1, len(table))
+        eps = jax.random.normal(keys[2], x_0.shape, dtype)
+        return learn(state, x_0, abar[t][:, None, None, None], t, eps, keys[3])[:2]
+
+    results = _compared(job, problem, jax.jit(learn), abar)
+    step, now = jax.jit(one, donate_argnums=0), {"state": _fresh(problem.params), "loss": 0.0}
 
     def call() -> None:
-        now["state"], now["key"] = step(now["state"], now["key"])
+        now["state"], now["loss"] = step(now["state"])
         jax.block_until_ready(now["state"])
 
-    return Contestant(_version(), {"": call}, results, lambda _: None, median_clock)
+    side = Contestant(_version(), {"": call}, results, lambda _: None, median_clock)
+    side.last_loss = lambda: float(now["loss"])
+    return side
+
+
+def _compared(job: Job, problem: Any, learn: Any, abar: Any) -> dict[str, list[np.ndarray]]:
+    """Output and gradient on the problem's batch, and what the step of our first draws does, without dropout."""
+    import jax.numpy as jnp
+
+    x, t, eps = (jnp.array(a) for a in problem[2:])
+    one = jnp.ones((job.batch, 1, 1, 1), x.dtype)  # x_t is x
+    _, _, output, grads = learn(_fresh(problem.params), x, one, t, eps)
+    results = {"output": [np.asarray(output)], "gradient": list(problem.ordered(grads))}
+    draw = first_draw(job, problem)
+    state, *_ = learn(_fresh(problem.params), draw.x_0, abar[draw.t][:, None, None, None], draw.t, draw.eps)
+    for name, kind in (("update", "w"), ("ema", "ema")):
+        results[name] = list(problem.moved({key: np.asarray(value) for key, value in state[kind].items()}))
+    return results
 
 
 def _sampler(job: Job) -> Contestant:
@@ -131,47 +156,37 @@ def _sampler(job: Job) -> Contestant:
 
     problem, schedule = make_problem(job), Schedule.linear()
     w, unet, x = _weights(problem.params), network(problem.net), jnp.array(problem.x)
-    table = jnp.array(_coefficients(schedule).astype(job.dtype))
+    table = jnp.array(reverse_table(schedule).astype(job.dtype))
 
-    def one(w: Any, x_t: Any, t: Any, key: Any) -> Any:
-        a, b, c_0, c_t, sigma = table[t - 1]
+    @jax.jit
+    def step(w: Any, x_t: Any, t: Any, calls: Any, temperature: Any) -> tuple[Any, Any]:
+        a, b, c_0, c_t, sigma = table[t]
         eps = unet(w, x_t, jnp.full((job.batch,), t))
         x_0 = jnp.clip(a * x_t - b * eps, -1, 1)
-        return c_0 * x_0 + c_t * x_t + sigma * jax.random.normal(key, x_t.shape, x_t.dtype)
+        z = jax.random.normal(jax.random.fold_in(jax.random.key(0), calls), x_t.shape, x_t.dtype)
+        return c_0 * x_0 + c_t * x_t + temperature.astype(x_t.dtype) * sigma * z, eps
 
-    step = jax.jit(one)
-    now = {"x": x, "t": job.T, "calls": 0}
+    now, temperature = {"x": x, "t": job.T, "calls": 0}, (np.float32(0), np.float32(1))
 
     def draw(round_: int) -> None:
-        now["x"] = jax.random.normal(jax.random.key(round_), x.shape, x.dtype)
+        now["x"], now["t"] = jax.random.normal(jax.random.key(round_), x.shape, x.dtype), job.T
 
     def reverse(t: int) -> Any:
         now["calls"] += 1
-        return jax.block_until_ready(step(w, now["x"], t, jax.random.key(now["calls"])))
+        return jax.block_until_ready(step(w, now["x"], t, now["calls"], temperature[1])[0])
 
     def onward() -> None:
         now["x"] = reverse(now["t"])
         now["t"] -= 1
         if not now["t"]:
-            now["t"] = job.T
             draw(now["calls"])
 
-    results = {"output": [np.asarray(jax.jit(unet)(w, x, jnp.full((job.batch,), STEP)))]}
-    whole = {"sample": lambda: reverse(STEP), "images": onward, "chain": lambda: [onward() for _ in range(job.T)]}
-    clock = mean_clock if job.what == "images" else median_clock
-    return Contestant(_version(), {"": whole[job.what]}, results, draw if job.what == "sample" else _same, clock)
-
-
-def _coefficients(schedule: Schedule) -> np.ndarray:
-    """Of each t = 1 … T: x̂_0 = a x_t - b ε, and c_0, c_t, σ of the step from it, (T, 5)."""
-    t = np.arange(1, schedule.T + 1)
-    abar, (c_0, c_t) = schedule.alpha_bar[1:], posterior_coefficients(schedule, t)
-    sigma = np.sqrt(schedule.beta[1:]) * (t > 1)
-    return np.stack([1 / np.sqrt(abar), np.sqrt(1 / abar - 1), c_0, c_t, sigma], axis=1)
-
-
-def _same(_round: int) -> None:
-    """A chain draws by itself."""
+    after, output = step(w, x, STEP, 0, temperature[0])
+    results = {"output": [np.asarray(output)], "step": [np.asarray(after) - problem.x]}
+    chain = lambda: [onward() for _ in range(job.T)]  # noqa: E731
+    whole = {"sample": lambda: reverse(STEP), "images": chain if job.whole else onward, "chain": chain}
+    clock = median_clock if job.what != "images" else one_clock if job.whole else mean_clock
+    return Contestant(_version(), {"": whole[job.what]}, results, draw, clock)
 
 
 def _reach(job: Job) -> Contestant:

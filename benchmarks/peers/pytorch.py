@@ -1,5 +1,6 @@
 """The paper's U-Net in PyTorch, layer for layer from `UNet.plan`, with the weights of our parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -125,17 +126,22 @@ class TorchUNet(nn.Module):
 
 
 def gradients(model: TorchUNet, net: UNet) -> dict[str, np.ndarray]:
-    """Every parameter's gradient by our name and in our order of axes."""
+    """Every parameter's gradient, as `by_our_names`."""
+    return by_our_names(model, net, lambda p: p.grad)
+
+
+def by_our_names(model: TorchUNet, net: UNet, of: Callable[[Tensor], Any]) -> dict[str, np.ndarray]:
+    """What `of` gives for each parameter, shaped as that, by our name and in our order of axes."""
     found: dict[str, np.ndarray] = {}
 
-    def put(name: str, layer: Any, gradient: Tensor | None = None) -> None:
-        W = layer.weight.grad if gradient is None else gradient
+    def put(name: str, layer: Any, part: Tensor | None = None) -> None:
+        W = of(layer.weight) if part is None else part
         if W.ndim == 4 and W.shape[2] == 1:
             W = W[:, :, 0, 0]
         kinds = ("gamma", "beta") if W.ndim == 1 else ("W", "b")
         found[f"{name}/{kinds[0]}"] = W.permute(*range(W.ndim)[2:], 1, 0) if W.ndim > 1 else W
-        if gradient is None:
-            found[f"{name}/{kinds[1]}"] = layer.bias.grad
+        if part is None:
+            found[f"{name}/{kinds[1]}"] = of(layer.bias)
 
     put("temb/dense0", model.dense0)
     put("temb/dense1", model.dense1)
@@ -149,7 +155,7 @@ def gradients(model: TorchUNet, net: UNet) -> dict[str, np.ndarray]:
         elif kind == "attention":
             put(f"{name}/norm", piece.norm)
             put(f"{name}/proj_out", piece.proj_out)
-            parts = zip("qkv", piece.qkv.weight.grad.chunk(3), piece.qkv.bias.grad.chunk(3), strict=True)
+            parts = zip("qkv", of(piece.qkv.weight).chunk(3), of(piece.qkv.bias).chunk(3), strict=True)
             for layer, W, b in parts:
                 put(f"{name}/{layer}", piece.qkv, W)
                 found[f"{name}/{layer}/b"] = b

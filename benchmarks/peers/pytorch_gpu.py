@@ -41,7 +41,8 @@ def build(setting: Setting, device: str = "cuda") -> tuple[Callable[[], None], d
 
     from benchmarks.cases import CASES
     from benchmarks.peers.pytorch import TorchUNet
-    from benchmarks.peers.pytorch_side import Chain, Shape, compiled, embedder, settle, training
+    from benchmarks.peers.pytorch_chain import Chain
+    from benchmarks.peers.pytorch_side import Shape, Training, compiled, embedder, settle
     from ddpm_ref import Schedule, UNet
 
     settle(setting.precision)
@@ -49,14 +50,15 @@ def build(setting: Setting, device: str = "cuda") -> tuple[Callable[[], None], d
     cfg, schedule, n = net.config, Schedule.linear(), setting.batch
     model = TorchUNet(net, net.init(0)).to(device).to(memory_format=torch.channels_last)
     shape = Shape(n, cfg, device, torch.float32, torch.channels_last, setting.precision)
-    run, embed = compiled(model, setting.mode), embedder(cfg.base, device, torch.float32)
+    embed = embedder(cfg.base, device, torch.float32)
     if setting.what == "sample":
-        model.eval()
-        return Chain(run, shape, embed, schedule).one(T), {}
+        chain = Chain(model.eval(), shape, embed, schedule, mode=setting.mode)
+        return (lambda: chain.from_t(chain.x, T)), {}
     data = torch.randint(
         0, 256, (50_000, cfg.image_size, cfg.image_size, cfg.channels), dtype=torch.uint8, device=device
     )
-    return training(model, run, shape, embed, schedule, data), {"parameters": net.size}
+    model.train()
+    return Training(model, compiled(model, setting.mode), shape, embed, schedule, data), {"parameters": net.size}
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:

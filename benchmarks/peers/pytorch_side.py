@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import Job
-from benchmarks.contestant import Clock, Contestant, mean_clock, median_clock, one_clock, peak_memory
-from benchmarks.peers.pytorch import TorchUNet, gradients
-from benchmarks.problem import SAMPLING, STEP, Problem, make_problem, random_images
-from ddpm_ref.forward import posterior_coefficients
+from benchmarks.contestant import Clock, Contestant, median_clock, peak_memory
+from benchmarks.peers.pytorch import TorchUNet, by_our_names, gradients
+from benchmarks.problem import SAMPLING, Problem, first_draw, make_problem, random_images
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.nn.plan import UNetConfig
 from ddpm_ref.schedule import Schedule
@@ -81,91 +80,98 @@ def embedder(base: int, device: str, dtype: torch.dtype) -> Callable[[Tensor], T
     return embed
 
 
-def training(
-    model: TorchUNet, run: Any, shape: Shape, embed: Any, schedule: Schedule, data: Tensor
-) -> Callable[[], None]:
-    """Lines 2-5 of Algorithm 1 on images drawn from data, (M, H, W, C) uint8."""
-    n, device = shape.n, shape.device
-    abar = torch.tensor(schedule.alpha_bar, dtype=shape.dtype, device=device)
-    descend = Descent(model, AdamSettings(warmup=0), device)
-    model.train()
+class Training:
+    """Lines 2-5 of Algorithm 1 on images drawn from data, (M, H, W, C) uint8; a call is one step."""
 
-    def step() -> None:
-        index = torch.randint(0, len(data), (n,), device=device)
-        x_0 = (data[index].to(shape.dtype) / 127.5 - 1).permute(0, 3, 1, 2)
-        t = torch.randint(1, schedule.T + 1, (n,), device=device)
+    def __init__(
+        self, model: TorchUNet, run: Any, shape: Shape, embed: Any, schedule: Schedule, data: Tensor
+    ) -> None:
+        self.run, self.shape, self.embed, self.data = run, shape, embed, data
+        self.abar = torch.tensor(schedule.alpha_bar, dtype=shape.dtype, device=shape.device)
+        self.descend = Descent(model, AdamSettings(warmup=0), shape.device)
+        self.loss = torch.zeros(())
+
+    def __call__(self) -> None:
+        """Lines 2-5."""
+        self.learn(*self.draw())
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t, t, ε: lines 2-4, and Eq. 4."""
+        n, device = self.shape.n, self.shape.device
+        index = torch.randint(0, len(self.data), (n,), device=device)
+        # The permuted rows lie as channels_last: in the other layout the network would be given what is none of it.
+        rows = (self.data[index].to(self.shape.dtype) / 127.5 - 1).permute(0, 3, 1, 2)
+        x_0 = rows.contiguous(memory_format=self.shape.layout)
+        t = torch.randint(1, len(self.abar), (n,), device=device)
         eps = torch.randn_like(x_0)
-        c = abar[t][:, None, None, None]
-        x_t = c.sqrt() * x_0 + (1 - c).sqrt() * eps
-        with shape.cast():
-            loss = F.mse_loss(run(x_t, embed(t - 1)).to(shape.dtype), eps)
-        loss.backward()
-        descend()
+        return self.noised(x_0, t, eps), t, eps
 
-    return step
+    def noised(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t."""
+        c = self.abar[t][:, None, None, None]
+        return c.sqrt() * x_0 + (1 - c).sqrt() * eps
+
+    def learn(self, x_t: Tensor, t: Tensor, eps: Tensor) -> None:
+        """Line 5."""
+        with self.shape.cast():
+            loss = F.mse_loss(self.run(x_t, self.embed(t - 1)).to(self.shape.dtype), eps)
+        loss.backward()
+        self.loss = loss.detach()
+        self.descend()
 
 
 class Descent:
-    """Clipping, Adam and EMA; called after backward."""
+    """Clipping, Adam and EMA; called after backward.
+
+    `begin` sets the rate of a step, on the host, and `finish` is the rest: on a GPU that can be captured, with the rate
+    in a tensor and, since the first step's EMA is not that of the others, `after_replay`.
+    """
 
     def __init__(self, model: TorchUNet, settings: AdamSettings, device: str) -> None:
         self.weights, self.settings, self.k = list(model.parameters()), settings, 0
         self.ema = [p.detach().clone() for p in self.weights]
-        self.adam = torch.optim.Adam(self.weights, lr=settings.lr, fused=True, capturable=device == "cuda")
+        lr: Any = torch.tensor(settings.lr, device=device) if device == "cuda" else settings.lr
+        betas = settings.beta_1, settings.beta_2
+        self.adam = torch.optim.Adam(
+            self.weights, lr=lr, betas=betas, eps=settings.epsilon, fused=True, capturable=device == "cuda"
+        )
 
     def __call__(self) -> None:
         """One step down."""
+        self.begin()
+        self.finish()
+
+    def begin(self) -> None:
+        """The next step's rate."""
         self.k += 1
+        if self.settings.warmup:
+            group, rate = self.adam.param_groups[0], self.settings.learning_rate(self.k)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def finish(self) -> None:
+        """Down."""
         s = self.settings
-        if s.warmup:
-            self.adam.param_groups[0]["lr"] = s.learning_rate(self.k)
         torch.nn.utils.clip_grad_norm_(self.weights, s.clip_norm or float("inf"), foreach=True)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        weight = 1 - s.ema if self.k > 1 or not s.warmup else 1.0
+        weight = 1 - s.ema if self.k > 1 else 1.0  # as ours: after the first step the EMA is θ
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.weights], weight)
 
+    def after_replay(self) -> None:
+        """The first step's EMA, after a graph that was captured in a later one."""
+        if self.k == 1:
+            torch._foreach_copy_(self.ema, [p.detach() for p in self.weights])
 
-class Chain:
-    """Reverse steps with x̂_0 clipped (line 4 of Algorithm 2, σ_t² = β_t)."""
-
-    def __init__(self, run: Any, shape: Shape, embed: Any, schedule: Schedule, T: int = 1000) -> None:
-        self.run, self.shape, self.embed, self.schedule = run, shape, embed, schedule
-        self.x, self.t, self.T = shape.images(), T, T
-        self._out = torch.empty_like(self.x)
-
-    def restart(self, _round: int = 0) -> None:
-        """From new noise."""
-        self.x.copy_(self.shape.images())
-        self.t = self.T
-
-    def one(self, t: int) -> Callable[[], None]:
-        """A step from x at this t, into an array of its own."""
-        move = self._from(t)
-        return lambda: move(self._out)
-
-    def onward(self) -> None:
-        """A step from the last one's x."""
-        self._from(self.t)(self.x)
-        self.t -= 1
-        if self.t == 0:
-            self.restart()
-
-    def _from(self, t: int) -> Callable[[Tensor], None]:
-        abar = self.schedule.alpha_bar[t]
-        a, b = float(1 / np.sqrt(abar)), float(np.sqrt(1 / abar - 1))
-        c_0, c_t = (float(c) for c in posterior_coefficients(self.schedule, t))
-        sigma = float(np.sqrt(self.schedule.beta[t])) if t > 1 else 0.0
-        steps = torch.full((self.shape.n,), t - 1, device=self.shape.device)
-
-        @torch.no_grad()
-        def move(out: Tensor) -> None:
-            with self.shape.cast():
-                eps = self.run(self.x, self.embed(steps))
-            x_0 = (a * self.x - b * eps.to(self.x.dtype)).clamp_(-1, 1)
-            out.copy_(x_0.mul_(c_0).add_(self.x, alpha=c_t).add_(torch.randn_like(self.x), alpha=sigma))
-
-        return move
+    def forget(self) -> None:
+        """As if there had been no step, in the same memory."""
+        self.k = 0
+        for state in self.adam.state.values():
+            for array in state.values():
+                array.zero_()
+        torch._foreach_copy_(self.ema, [p.detach() for p in self.weights])
 
 
 # --- the contender ---------------------------------------------------------------------------------------------------
@@ -184,11 +190,10 @@ def contestant(job: Job, name: str) -> Contestant:
     dtype = torch.float64 if job.dtype == "float64" else torch.float32
     shape = Shape(job.batch, job.config, device, dtype, layout, job.precision)
     clock = _event_clock if gpu else median_clock
-    make = _reach if job.what == "reach" else _steps
-    side = make(job, shape, name, clock)
+    side = _make(job, name)(job, shape, name, clock)
     side.facts["start_memory_gib"] = start
     if gpu:
-        side.memory = lambda: {"peak_memory_gib": torch.cuda.max_memory_reserved() / 2**30} | _device_memory()
+        side.memory = lambda: {"peak_memory_gib": torch.cuda.max_memory_reserved() / 2**30}
     return side
 
 
@@ -199,61 +204,79 @@ def _event_clock(call: Callable[[], Any], seconds: float) -> float:
     return statistics.median(timed(call, 2, 1e3 * seconds, 500)) / 1e3
 
 
-def _device_memory() -> dict[str, float]:
-    free, total = torch.cuda.mem_get_info()
-    return {"device_memory_gib": (total - free) / 2**30}
+def _make(job: Job, name: str) -> Callable[[Job, Shape, str, Clock], Contestant]:
+    """Whatever kind of job this is."""
+    if job.loop is not None:
+        from benchmarks.peers.pytorch_loops import contestant as loop
+
+        return loop
+    if job.what == "reach":
+        from benchmarks.peers.pytorch_reach import reach
+
+        return reach
+    if job.what in SAMPLING:
+        from benchmarks.peers.pytorch_chain import sampler
+
+        return sampler
+    return _steps
 
 
-def _model(problem: Problem, shape: Shape) -> TorchUNet:
+def network(problem: Problem, shape: Shape) -> TorchUNet:
+    """The problem's, where and as its images lie."""
     return TorchUNet(problem.net, problem.params).to(shape.device).to(memory_format=shape.layout)
 
 
 def _steps(job: Job, shape: Shape, name: str, clock: Clock) -> Contestant:
     problem, schedule = make_problem(job), Schedule.linear()
-    model = _model(problem, shape).eval()
+    model = network(problem, shape).eval()
     run, embed = compiled(model, MODES.get(name, "")), embedder(job.config.base, shape.device, shape.dtype)
-    version = f"PyTorch {torch.__version__}"
     x, t = shape.ours(problem.x), torch.from_numpy(problem.t).to(shape.device)
-    if job.what in SAMPLING:
-        with torch.no_grad(), shape.cast():
-            results = {"output": [_ours(run(x, embed(t - 1)))]}
-        chain = Chain(run, shape, embed, schedule, job.T)
-        return _sampler(job, name, chain, Contestant(version, {}, results, chain.restart, clock))
     with shape.cast():
         output = run(x, embed(t - 1))
         F.mse_loss(output.to(shape.dtype), shape.ours(problem.eps)).backward()
-    results = {"output": [_ours(output)], "gradient": problem.ordered(gradients(model, problem.net))}
     data = torch.from_numpy(random_images(job).pixels).to(shape.device)
-    step = training(model, run, shape, embed, schedule, data)
-    return Contestant(version, {"": _captured(step, name)}, _then_free(results, model), lambda _: None, clock)
+    step = Training(model, run, shape, embed, schedule, data)
+    assert step.draw()[0].is_contiguous(memory_format=shape.layout)
+    results = _then_one_step(job, problem, model, step)
+    results["output"] = [in_ours(output)]
+    side = Contestant(f"PyTorch {torch.__version__}", {}, results, lambda _: None, clock)
+    side.last_loss = lambda: float(step.loss)
+    call: list[Callable[[], None]] = []
 
+    def once() -> None:  # made at the first call, which is in no time: the results above are of the network before
+        if not call:
+            model.zero_grad(set_to_none=True)
+            model.train()
+            call.append(as_run(step, name))
+        call[0]()
 
-def _then_free(results: dict[str, Any], model: TorchUNet) -> dict[str, Any]:
-    """The results; once the gradient is written its arrays go."""
-
-    def gradient() -> Iterator[np.ndarray]:
-        yield from results["gradient"]
-        model.zero_grad(set_to_none=True)
-
-    return {"output": results["output"], "gradient": gradient()}
-
-
-def _sampler(job: Job, name: str, chain: Chain, side: Contestant) -> Contestant:
-    if name in CAPTURED:  # one graph is one t
-        call = _captured(chain.one(STEP), name)
-        once = call if job.what != "chain" else lambda: [call() for _ in range(job.T)]
-    elif job.what == "sample":
-        once = chain.one(STEP)
-    elif job.what == "chain":
-        once = lambda: [chain.onward() for _ in range(job.T)]  # noqa: E731
-    else:
-        once, side.clock = chain.onward, mean_clock if chain.shape.device == "cpu" else side.clock
-        side.draw = lambda _round: None
     side.calls[""] = once
     return side
 
 
-def _captured(step: Callable[[], None], name: str) -> Callable[[], None]:
+def _then_one_step(job: Job, problem: Problem, model: TorchUNet, step: Training) -> dict[str, Any]:
+    """The gradient; then, asked for in this order, θ and EMA after the step of the draws that ours has, without dropout
+    and by what is timed: `Training.learn`."""
+
+    def update() -> Iterator[np.ndarray]:
+        model.zero_grad(set_to_none=True)  # once the gradient is written its arrays go
+        draw, shape = first_draw(job, problem), step.shape
+        x_0, t, eps = shape.ours(draw.x_0), torch.from_numpy(draw.t).to(shape.device), shape.ours(draw.eps)
+        step.learn(step.noised(x_0, t, eps), t, eps)
+        yield from problem.moved(by_our_names(model, problem.net, lambda p: p.detach()))
+
+    def ema() -> Iterator[np.ndarray]:
+        kept = {id(p): one for p, one in zip(step.descend.weights, step.descend.ema, strict=True)}
+        yield from problem.moved(by_our_names(model, problem.net, lambda p: kept[id(p)]))
+
+    def gradient() -> Iterator[np.ndarray]:
+        yield from problem.ordered(gradients(model, problem.net))
+
+    return {"gradient": gradient(), "update": update(), "ema": ema()}
+
+
+def as_run(step: Callable[[], None], name: str) -> Callable[[], None]:
+    """A step as this contender runs it: captured or as it is."""
     if name not in CAPTURED:
         return step
     from benchmarks.peers.pytorch_gpu import captured
@@ -261,36 +284,7 @@ def _captured(step: Callable[[], None], name: str) -> Callable[[], None]:
     return captured(step)
 
 
-def _ours(y: Tensor) -> np.ndarray:
+def in_ours(y: Tensor) -> np.ndarray:
     """(N, C, H, W) as our (N, H, W, C)."""
     y = y.detach().permute(0, 2, 3, 1)
     return (y if y.dtype == torch.float64 else y.float()).cpu().contiguous().numpy()
-
-
-def _reach(job: Job, shape: Shape, name: str, clock: Clock) -> Contestant:
-    """Training on the digits with our draws."""
-    from benchmarks.runs import contest, make_lesson
-
-    lesson = make_lesson(job)
-    net, settings, schedule, draws = lesson
-    kind = np.float64 if job.dtype == "float64" else np.float32
-    abar = torch.tensor(schedule.alpha_bar, device=shape.device)
-    embed = embedder(job.config.base, shape.device, shape.dtype)
-
-    def losses() -> Iterator[float]:
-        model = TorchUNet(net, net.init(settings.seed, kind)).to(shape.device).to(memory_format=shape.layout).train()
-        descend = Descent(model, settings.adam, shape.device)
-        for draw in draws:
-            t, x_0, eps = torch.from_numpy(draw.t).to(shape.device), shape.ours(draw.x_0), shape.ours(draw.eps)
-            torch.randn_like(eps)  # as much noise as it would draw
-            c = abar[t][:, None, None, None]
-            x_t = (c.sqrt().to(shape.dtype) * x_0 + (1 - c).sqrt().to(shape.dtype) * eps).contiguous(
-                memory_format=shape.layout
-            )
-            with shape.cast():
-                loss = F.mse_loss(model(x_t, embed(t - 1)).to(shape.dtype), eps)
-            loss.backward()
-            descend()
-            yield float(loss.detach())
-
-    return contest(job, f"PyTorch {torch.__version__}", losses, one_clock)
