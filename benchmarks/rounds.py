@@ -163,7 +163,7 @@ def leave_out_other_steps(rounds: Seconds, left: dict[str, str]) -> None:
     steps = {name: visits[-1]["steps"] for name, visits in rounds.items() if "steps" in visits[-1]}
     ours = next((count for name, count in steps.items() if is_ours(name)), None)
     for name, count in steps.items():
-        if ours and abs(count / ours - 1) > STEPS_APART:
+        if ours and abs(count - ours) > STEPS_APART * ours:
             left[name] = f"{count} steps to the loss, ours {ours} (at most {STEPS_APART:.0%} apart)"
             del rounds[name]
 

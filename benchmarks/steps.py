@@ -39,6 +39,6 @@ def _job(preset: str, what: str, batch: int, options: Any) -> Job:
     return Job(
         "steps", f"{what} {preset}", what, preset, config, batch, (("", work),),
         contenders=(*options.backends, *peers_for(preset, options)), threads=options.threads, dtype=options.dtype,
-        precision=options.precision, seconds=0.25 if options.level == "quick" else 0.5,
+        precision=options.precision, seconds=0.5 if options.level == "full" else 0.25,
         rounds=options.rounds_of("steps"),
     )  # fmt: skip

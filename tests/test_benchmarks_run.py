@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import __main__ as command
-from benchmarks import ceilings, contenders, options, rounds, runs, scaling, steps, table
+from benchmarks import agreement, ceilings, contenders, loops, options, provenance, rounds, runs, scaling, steps, table
 from benchmarks.cases import CASES
 from benchmarks.record import Record
 from ddpm_ref.nn.plan import UNetConfig
@@ -35,9 +35,10 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(command.JOBS, "steps", lambda asked: [replace(job, seconds=0.0) for job in made(asked)])
 
 
-def measured(path: Path, *words: str) -> dict[str, Any]:
+def measured(path: Path, *words: str, status: int = 0) -> dict[str, Any]:
     """The document of a run on the tiny network, one thread, one round."""
-    assert command.main([*words, "--presets", "base64", "--threads", "1", "--peers", "none", "--out", str(path)]) == 0
+    said = [*words, "--presets", "base64", "--threads", "1", "--peers", "none", "--out", str(path)]
+    assert command.main(said) == status
     return json.loads(path.read_text())
 
 
@@ -58,8 +59,32 @@ def test_a_row_is_noisy_above_the_stated_bound(third: float, noisy: bool) -> Non
     assert rounds.summary({"a": [1.0, 1.0, 1.0, third, third]}, "a")["noisy"] is noisy
 
 
-def test_one_round_is_its_own_quartiles() -> None:
+def test_one_round_is_its_own_quartiles_and_two_are_too_few() -> None:
     assert rounds.quartiles([2.0]) == [2.0, 2.0, 2.0]
+    assert [rounds.summary({"a": [1.0] * n}, "a")["noisy"] for n in (1, 2, 3)] == [True, True, False]
+
+
+def test_every_contender_comes_first_and_after_every_other_in_turn() -> None:
+    orders = [rounds.rotated(["a", "b", "c"], k) for k in range(4)]
+    assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
+    assert rounds.rotated([], 3) == []
+
+
+def test_who_needs_other_steps_to_the_loss_is_left_out() -> None:
+    visits = {"numpy": 400, "torch graph": 420, "torch compile": 421, "jax jit": 379}
+    turns: rounds.Seconds = {name: [{"": 1.0, "steps": steps}] for name, steps in visits.items()}
+    left: dict[str, str] = {}
+    rounds.leave_out_other_steps(turns, left)
+    assert set(turns) == {"numpy", "torch graph"} and set(left) == {"torch compile", "jax jit"}
+    assert left["jax jit"] == "379 steps to the loss, ours 400 (at most 5% apart)"
+
+
+def test_contenders_live_one_at_a_time_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("steps", "--presets", "celebahq256", "--peers", "torch contiguous")
+    large = steps.jobs(options.parse(words, None))[0]
+    for memory, fits in ((None, True), (256.0, True), (8.0, False)):
+        monkeypatch.setattr(rounds, "memory_gib", lambda memory=memory: memory)
+        assert rounds.fits_in_memory(large) is fits
 
 
 def test_the_fitted_exponent_and_its_error_are_scipys(rng: np.random.Generator) -> None:
@@ -83,15 +108,31 @@ def test_fits_are_made_of_each_curve_on_its_own() -> None:
 
 
 def test_the_relative_gap_sees_all_numbers_and_every_nan(rng: np.random.Generator) -> None:
-    a = rng.standard_normal(rounds._CHUNK + 5).astype(np.float32)
+    a = rng.standard_normal(agreement._CHUNK + 5).astype(np.float32)
     b = a.copy()
     b[-1] += 1
-    assert rounds.relative_gap(a, b) == pytest.approx(1 / np.linalg.norm(a.astype(float)), rel=1e-6)
+    assert agreement.relative_gap(a, b) == pytest.approx(1 / np.linalg.norm(a.astype(float)), rel=1e-6)
     b[-1] = np.nan
-    assert rounds.relative_gap(a, b) == math.inf
-    assert rounds.disagreement({"output": 1e-4, "gradient": 9e-5}, 1e-4) is None
-    assert "gradient differs by 2.0e-04" in str(rounds.disagreement({"output": 0.0, "gradient": 2e-4}, 1e-4))
-    assert rounds.disagreement({"output": math.nan}, 1e-4)
+    assert agreement.relative_gap(a, b) == math.inf
+
+
+def test_each_result_has_its_bound() -> None:
+    fine = {"output": 1e-4, "gradient": 9e-5, "step": 1e-4, "update": 9e-3, "ema": 9e-3, "worst gradient": 9e-4}
+    assert agreement.disagreement(fine, "float32") is None
+    for what, gap in fine.items():
+        said = agreement.disagreement(fine | {what: 2 * gap}, "float32")
+        assert said and said.startswith(f"not the same computation: its {what} differs by {2 * gap:.1e} (at most")
+    assert agreement.disagreement({"output": math.nan}, "float32")
+
+
+def test_the_worst_gap_is_of_one_parameter_and_not_of_ks_bias() -> None:
+    shapes = {"large": (10, 10), "small": (2,), "mid/k/b": (3,)}
+    a = np.concatenate([np.full(100, 7.0), [0.3, 0.4], [1e-9, 1e-9, 1e-9]])
+    b = a.copy()
+    b[-3:] *= -1  # rounding
+    assert agreement.worst_gap(shapes, a, b) == 0
+    b[101] += 0.05
+    assert agreement.worst_gap(shapes, a, b) == pytest.approx(0.1)
 
 
 def test_the_smoothed_loss_weighs_by_age() -> None:
@@ -122,6 +163,7 @@ ROW = {
 def test_a_small_run_has_every_field_and_is_continued(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     path = tmp_path / "deep" / "one.json"
     words = ("steps", "--rounds", "2", "--backends", "numpy", "wrong_backends:Same")
+    monkeypatch.setattr(rounds, "FEWEST", 2)
     document = measured(path, *words)
     assert document["format"] == 1 and document["level"] == "default" and document["left_out"] == {}
     said = " ".join([*words, "--presets base64 --threads 1 --peers none"])
@@ -137,7 +179,10 @@ def test_a_small_run_has_every_field_and_is_continued(tmp_path: Path, monkeypatc
         assert row["fraction"] == pytest.approx(row["floor_seconds"] / row["median"])
         assert 0 < row["start_memory_gib"] <= row["peak_memory_gib"] < 1
         assert set(row["agreement"].values()) == {0.0} and row["axis"] is row["x"] is None
-    assert {"output", "gradient"} == set(rows[0]["agreement"]) and {"output"} == set(rows[2]["agreement"])
+    trained, sampled = rows[0]["agreement"], rows[2]["agreement"]
+    assert set(trained) == {"output", "gradient", "worst gradient", "update", "ema"}
+    assert set(sampled) == {"output", "step"}
+    assert len(document["load"]) == 2 and document["elapsed_seconds"] > 0
     assert set(rows[0]["over"]) == {"wrong_backends:Same"}
     shown = capsys.readouterr().out
     assert "train base64, batch 3" in shown and "wrong_backends:Same" in shown and "GiB" in shown
@@ -157,19 +202,32 @@ def test_a_small_run_has_every_field_and_is_continued(tmp_path: Path, monkeypatc
 
 def test_a_contender_that_computes_something_else_or_ends_gets_no_number(tmp_path: Path) -> None:
     wrong = ["wrong_backends:Slightly", "wrong_backends:Ending"]
-    document = measured(tmp_path / "two.json", "steps", "--rounds", "1", "--batch", "2", "--backends", "numpy", *wrong)
+    wrong += ["wrong_backends:Later"]
+    words = ("steps", "--rounds", "1", "--batch", "2", "--backends", "numpy", *wrong)
+    document = measured(tmp_path / "two.json", *words, status=1)
     left = document["left_out"]
     assert {row["contender"] for row in document["rows"] if row["what"] == "train"} == {"numpy"}
     train = {key.rpartition(": ")[0].split(", ")[0] + key.rpartition(":")[2]: why for key, why in left.items()}
     assert "not the same computation: its gradient differs by" in train["train base64Slightly"]
     assert "ended with status 3" in train["train base64Ending"]
+    # In the middle of its rounds one may end too, and the others go on.
+    assert "ended with status 4" in train["train base64Later"]
     # In sampling there is no gradient to be wrong.
-    assert {row["contender"] for row in document["rows"] if row["what"] == "sample"} == {"numpy", wrong[0]}
+    assert {row["contender"] for row in document["rows"] if row["what"] == "sample"} == {"numpy", wrong[0], wrong[2]}
+    assert command.wrong_of_ours(left) == [wrong[0]]
+
+
+def test_who_does_not_answer_is_left_out_and_ended(tmp_path: Path) -> None:
+    asked_for = ("steps", "--presets", "base64", "--backends", "numpy", "wrong_backends:Hanging", "--peers", "none")
+    job = replace(steps.jobs(asked(*asked_for, "--batch", "2"))[0], threads=1, seconds=0.0, rounds=1)
+    outcome = rounds.measure(job, rounds.Rates(None, None), patience=5.0)
+    assert [row["contender"] for row in outcome.rows] == ["numpy"]
+    assert list(outcome.left_out.values()) == ["no answer within 5 s"]
 
 
 def test_loops_are_compared_and_timed_with_their_adjoints(tmp_path: Path) -> None:
     words = ("loops", "--quick", "--rounds", "1", "--batch", "1", "--backends", "numpy", "wrong_backends:Slightly")
-    document = measured(tmp_path / "three.json", *words)
+    document = measured(tmp_path / "three.json", *words, status=1)
     both = {row["case"].split(" ")[0] for row in document["rows"] if row["case"].endswith(", adjoint")}
     assert both == {"conv3x3", "group_norm", "attention", "dense"}
     assert {row["what"] for row in document["rows"]} == both | {"update"}
@@ -188,14 +246,62 @@ def test_a_file_is_continued_by_the_same_command_and_commit_alone(tmp_path: Path
     job = steps.jobs(asked("steps", "--presets", "base64", "--backends", "numpy", "--peers", "none"))[0]
     first = Record(path, HEAD)
     assert not first.done(job)
-    first.add(rounds.Outcome([], {f"{job.label}: numpy": "a reason"}))
+    first.add(job, rounds.Outcome([], {f"{job.label}: numpy": "a reason"}))
     assert Record(path, HEAD).done(job)
-    for word, value in {"commit": "d", "command": "y", "dirty": True, "threads": 2}.items():
+    changed = {"commit": "d", "command": "y", "dirty": True, "threads": 2, "versions": {"numpy": "0"}, "code": "e"}
+    for word, value in changed.items():
         with pytest.raises(ValueError, match=f"another {word}"):
             Record(path, HEAD | {word: value})
     path.write_text("[]")
     with pytest.raises(ValueError, match="no result file"):
         Record(path, HEAD)
+
+
+def test_a_job_that_is_run_again_replaces_its_rows_and_its_reasons(tmp_path: Path) -> None:
+    jobs = steps.jobs(asked("steps", "--presets", "base64", "--backends", "numpy", "numba", "--peers", "none"))
+    record = Record(tmp_path / "a.json", HEAD)
+
+    def row(job: Any, name: str, median: float) -> dict[str, Any]:
+        return {"case": job.case} | job.keys() | {"contender": name, "median": median}
+
+    record.add(jobs[0], rounds.Outcome([row(jobs[0], "numpy", 1.0)], {f"{jobs[0].label}: numba": "a reason"}))
+    record.add(jobs[1], rounds.Outcome([row(jobs[1], "numpy", 2.0)], {}))
+    record.add(jobs[0], rounds.Outcome([row(jobs[0], "numpy", 3.0), row(jobs[0], "numba", 4.0)], {}))
+    assert [one["median"] for one in record.document["rows"]] == [2.0, 3.0, 4.0]
+    assert record.document["left_out"] == {}
+
+
+def test_code_is_known_by_its_hash_and_without_git_nothing_is_said_of_changes(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "ddpm_ref").mkdir()
+    file = tmp_path / "ddpm_ref" / "a.py"
+    hashes = []
+    for text in ("x = 1\n", "x = 2\n", "x = 1\n"):
+        file.write_text(text)
+        hashes.append(provenance.code_hash(tmp_path))
+    assert hashes[0] == hashes[2] != hashes[1]
+    for said, dirty in ((None, None), ("", False), (" M a.py", True)):
+        monkeypatch.setattr(provenance, "_ran", lambda *words, said=said: said)
+        found = provenance.changes()
+        assert found["dirty"] is dirty and (found["code"] is None) is (dirty is False)
+
+
+def test_freed_memory_is_kept_on_every_side(monkeypatch: Any) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: called.append("kept"))
+    monkeypatch.setattr(contenders, "contestant", lambda job, name: called.append(name) or 1 / 0)
+    pipe = type("Pipe", (), {"send": lambda self, what: called.append(what)})()
+    contenders.serve(pipe, steps.jobs(asked())[0], "torch contiguous", Path())
+    assert called == ["kept", "torch contiguous", "ZeroDivisionError: division by zero"]
+
+
+def test_a_last_loss_that_is_not_finite_is_said(monkeypatch: Any) -> None:
+    sent: list[Any] = []
+    side = contenders.Contestant("x", {"": lambda: None}, {}, lambda _: None, contenders.median_clock)
+    side.facts, side.last_loss = {"start_memory_gib": 0.0}, lambda: math.nan
+    monkeypatch.setattr(contenders, "contestant", lambda job, name: side)
+    pipe = type("Pipe", (), {"send": lambda self, what: sent.append(what), "recv": lambda self: None})()
+    contenders.serve(pipe, steps.jobs(asked())[0], "numpy", Path())
+    assert sent[-1] == "FloatingPointError: the loss of the last timed step is nan"
 
 
 def test_what_is_asked_for_becomes_jobs() -> None:
@@ -208,6 +314,12 @@ def test_what_is_asked_for_becomes_jobs() -> None:
     assert compiled == {"digits"} and all("torch compile" in job.contenders for job in steps.jobs(full))
     one = steps.jobs(asked("steps", "--presets", "digits", "--batch", "5", "--rounds", "4", "--dtype", "float64"))
     assert {(job.batch, job.rounds, job.precision) for job in one} == {(5, 4, "float64")}
+    chains = [job for job in runs.jobs(asked("--batch", "3", "5")) if job.what == "images"]
+    assert [(job.preset, job.batch) for job in chains[:2]] == [("digits", 3), ("digits", 5)] and len(chains) == 6
+    assert [(job.whole, job.scale) for job in chains[1:3]] == [(True, 1 / 5), (False, 1000 / 3)]
+    assert "torch compile" in next(job for job in runs.jobs(asked()) if job.what == "reach").contenders
+    beside = {job.what: job.contenders[2:] for job in loops.jobs(asked())}
+    assert beside["conv3x3"] == ("torch contiguous", "torch channels_last") and beside["update"] == ()
     axes = {job.axis for job in scaling.jobs(asked())}
     assert axes == {"batch", "resolution", "channels", "T", "threads"}
     assert len({job.label + str(job.x) + job.what for job in scaling.jobs(asked())}) == len(scaling.jobs(asked()))
@@ -265,3 +377,4 @@ def test_a_line_of_the_table_says_what_its_row_holds() -> None:
     fast, slow = table.lines(rows)
     assert "1.00 ms" in fast and "50%" in fast and "0.25 GiB" in fast and "noisy" not in fast
     assert "3.00 × faster" in slow and slow.endswith("noisy")
+    assert "GiB" not in table.lines([rows[0] | {"peak_memory_gib": None}])[0]

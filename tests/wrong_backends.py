@@ -1,6 +1,7 @@
 """Backends that compute something else, for the tests of what compares them: named as "wrong_backends:Class"."""
 
 import os
+import time
 from typing import Any
 
 from ddpm_ref.backend import Backend
@@ -34,3 +35,36 @@ class Ending(Backend):
 
     def attention(self, q: Any, k: Any, v: Any) -> Any:
         os._exit(3)
+
+
+class _Counting(Backend):
+    """Tells training steps, by their updates."""
+
+    updates = 0
+
+    def update(self, *vectors: Any) -> Any:
+        self.updates += 1
+        if self.updates > 2:  # made, warmed up; then comes a round
+            self.stop()
+        return super().update(*vectors)
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+
+class Later(_Counting):
+    """Ends its process in its first round."""
+
+    name = "later"
+
+    def stop(self) -> None:
+        os._exit(4)
+
+
+class Hanging(_Counting):
+    """Does not come back from its first round."""
+
+    name = "hanging"
+
+    def stop(self) -> None:
+        time.sleep(1000)
