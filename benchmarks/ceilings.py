@@ -56,12 +56,13 @@ def _serve(pipe: Connection, threads: int, gpu: bool) -> None:
 def _best(call: Any, seconds: float = 0.5) -> float:
     """The fastest of as many calls as fit."""
     call()
-    times: list[float] = []
-    while sum(times) < seconds or len(times) < 5:
+    best, spent, calls = float("inf"), 0.0, 0
+    while spent < seconds or calls < 5:
         begun = time.perf_counter()
         call()
-        times.append(time.perf_counter() - begun)
-    return min(times)
+        took = time.perf_counter() - begun
+        best, spent, calls = min(best, took), spent + took, calls + 1
+    return best
 
 
 def _of_cpu(threads: int, size: int = 2048, copied: int = 1 << 28) -> list[Ceiling]:

@@ -82,7 +82,5 @@ def first_draw(job: Job, problem: Problem) -> Batch:
     """The x_0, t, ε that `Trainer` draws for its first step of such a job, for peers to take that step too."""
     state = TrainState(0, *[problem.params.vector] * 4)
     dtype = problem.x.dtype.type
-    trainer = Trainer(
-        problem.net, Schedule.linear(), random_images(job), train_settings(job), dtype=dtype, state=state
-    )
+    trainer = Trainer(problem.net, Schedule.linear(), random_images(job), train_settings(job), dtype=dtype, state=state)
     return trainer.draw(1, np.arange(job.batch))

@@ -83,9 +83,7 @@ def embedder(base: int, device: str, dtype: torch.dtype) -> Callable[[Tensor], T
 class Training:
     """Lines 2-5 of Algorithm 1 on images drawn from data, (M, H, W, C) uint8; a call is one step."""
 
-    def __init__(
-        self, model: TorchUNet, run: Any, shape: Shape, embed: Any, schedule: Schedule, data: Tensor
-    ) -> None:
+    def __init__(self, model: TorchUNet, run: Any, shape: Shape, embed: Any, schedule: Schedule, data: Tensor) -> None:
         self.run, self.shape, self.embed, self.data = run, shape, embed, data
         self.abar = torch.tensor(schedule.alpha_bar, dtype=shape.dtype, device=shape.device)
         self.descend = Descent(model, AdamSettings(warmup=0), shape.device)
