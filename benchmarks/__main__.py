@@ -5,9 +5,9 @@
     python -m benchmarks compare OLD.json NEW.json                          what got slower beyond noise
 
 Every contender lives in a process of its own and is held to NumPy's output and gradient on the same weights before it
-is timed; rounds go A B C, B C A, …, on fresh random numbers; ratios are taken round by round. The file is rewritten after
-every case, and --out with a file that the same command and commit began goes on where that was stopped. The exit status
-is 1 if a backend of ours was left out because it computes something else.
+is timed; rounds go A B C, B C A, …, on fresh random numbers; ratios are taken round by round. The file is rewritten
+after every case, and --out with a file that the same command and commit began goes on where that was stopped. The exit
+status is 1 if a backend of ours was left out because it computes something else.
 """
 
 import json

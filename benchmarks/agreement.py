@@ -1,11 +1,13 @@
-"""Whether a contender computes what NumPy does: what each side writes before it is timed, and how far apart they may be.
+"""Whether a contender computes what NumPy does: what each side writes before it is timed, and how far apart it may be.
 
-    output     ε_θ on given x_t, t                          step    x_{t-1} - x_t of one reverse step with the noise off
-    gradient   of L_simple over all parameters              update  θ after one training step with given draws - θ before
-    worst gradient   the gradient of whichever one          ema     the EMA after that step - θ before
-                     parameter is farthest off
+    output          ε_θ on given x_t, t
+    step            x_{t-1} - x_t of one reverse step with the noise off
+    gradient        of L_simple over all parameters
+    worst gradient  of whichever one parameter is farthest off
+    update          θ after one training step with given draws - θ before
+    ema             the EMA after that step - θ before
 
-All are relative norms, ‖theirs - NumPy's‖ / ‖NumPy's‖. k's bias is excepted from the lower three: softmax does not see a
+All are relative norms, ‖theirs - NumPy's‖ / ‖NumPy's‖. k's bias is excepted from the last three: softmax does not see a
 constant added to its row, so that the true gradient is 0 and what there is of it is rounding.
 """
 
@@ -22,12 +24,12 @@ RESULTS = ("output", "gradient", "step", "update", "ema")
 WORST = "worst gradient"
 NOT_THE_SAME = "not the same computation"
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "tf32": 5e-2, "bf16": 5e-2}
-"""Of outputs, gradients and reverse steps; in the last two, what rounding every operand of a whole network costs PyTorch
-too."""
+"""Of outputs, gradients and reverse steps; in the last two, what rounding every operand of a whole network costs
+PyTorch too."""
 WORST_TOLERANCE = {"float32": 1e-3, "float64": 1e-8, "tf32": 0.5, "bf16": 0.5}
 UPDATE_TOLERANCE = {"float32": 1e-2, "float64": 1e-6, "tf32": 0.7, "bf16": 0.7}
-"""Adam's first step is g / (|g| + ε), nearly the sign of g: where g is of the size of its rounding, its sign is anybody's.
-No step at all is 1 away, a step in the wrong direction 2."""
+"""Adam's first step is g / (|g| + ε), nearly the sign of g: where g is of the size of its rounding, its sign is
+anybody's. No step at all is 1 away, a step in the wrong direction 2."""
 _CHUNK = 1 << 20
 
 

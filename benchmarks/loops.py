@@ -88,8 +88,8 @@ def _job(loop: Loop, preset: str, options: Any) -> Job:
     peers = [peer for peer in PEERS.get(loop.operation, ()) if peer in options.peers]
     return Job(
         "loops", loop.name, loop.operation, preset, CASES[preset].config, batch, tuple(parts),
-        contenders=(*options.backends, *peers), threads=options.threads, dtype=options.dtype, precision=options.precision,
-        loop=loop, seconds=0.1 if options.level == "full" else 0.05, rounds=options.rounds_of("loops"),
+        contenders=(*options.backends, *peers), threads=options.threads, dtype=options.dtype,
+        precision=options.precision, loop=loop, seconds=0.1 if options.level == "full" else 0.05, rounds=options.rounds_of("loops"),
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def random_images(job: Job) -> ImageData:
 
 
 def reverse_table(schedule: Schedule) -> np.ndarray:
-    """Of each t = 0 … T: x̂_0 = a x_t - b ε, and c_0, c_t, σ of the step from it, (T + 1, 5); of t = 0, no step, zeros."""
+    """Of each t = 0 … T: x̂_0 = a x_t - b ε, and c_0, c_t, σ of the step from it, (T + 1, 5); t = 0 is no step, zeros."""
     t = np.arange(1, schedule.T + 1)
     abar, (c_0, c_t) = schedule.alpha_bar[1:], posterior_coefficients(schedule, t)
     sigma = np.sqrt(schedule.beta[1:]) * (t > 1)
@@ -74,7 +74,7 @@ def reverse_table(schedule: Schedule) -> np.ndarray:
 
 
 def train_settings(job: Job) -> TrainSettings:
-    """Of a timed training step, on every side: the paper's, without warm-up, so that its first step is one to be seen."""
+    """Of a timed training step, on every side: the paper's, without warm-up, so that its first step can be seen."""
     return TrainSettings(batch=job.batch, adam=AdamSettings(warmup=0))
 
 

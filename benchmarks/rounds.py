@@ -59,7 +59,7 @@ Note = Callable[[str], None]
 
 
 def measure(job: Job, rates: Rates, patience: float = PATIENCE, note: Note = lambda _: None) -> Outcome:
-    """Time all contenders of a job. patience: seconds to be made in, and for a visit.  note: told what is being done."""
+    """Time all contenders of a job. patience: seconds to be made in, and for a visit.  note: told what is done."""
     left: dict[str, str] = {}
     ready: dict[str, Ready] = {}
     rounds: Seconds = {}
@@ -177,7 +177,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def summary(seconds: dict[str, list[float]], name: str) -> dict[str, Any]:
-    """Median and quartiles of a contender, whether they are far apart or few, and every other's time over its, in pairs."""
+    """Median and quartiles of a contender, whether they are noisy, and every other's time over its, in pairs."""
     own = seconds[name]
     first, median, third = quartiles(own)
     return {

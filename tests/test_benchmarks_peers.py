@@ -16,7 +16,7 @@ from ddpm_ref.backend import Backend
 from ddpm_ref.nn.plan import PRESETS, UNetConfig
 from ddpm_ref.schedule import Schedule
 
-TINY = UNetConfig(3, 8, (1, 2), 2, (1,), groups=4, dropout=0.1, image_size=8)
+TINY = UNetConfig(3, 8, (1, 2), 1, (1,), groups=4, dropout=0.1, image_size=8)
 
 
 def job(what: str, config: UNetConfig = TINY, batch: int = 2, dtype: str = "float64") -> Job:
