@@ -89,7 +89,8 @@ def _job(loop: Loop, preset: str, options: Any) -> Job:
     return Job(
         "loops", loop.name, loop.operation, preset, CASES[preset].config, batch, tuple(parts),
         contenders=(*options.backends, *peers), threads=options.threads, dtype=options.dtype,
-        precision=options.precision, loop=loop, seconds=0.1 if options.level == "full" else 0.05, rounds=options.rounds_of("loops"),
+        precision=options.precision, loop=loop, seconds=0.1 if options.level == "full" else 0.05,
+        rounds=options.rounds_of("loops"),
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def random_images(job: Job) -> ImageData:
 
 
 def reverse_table(schedule: Schedule) -> np.ndarray:
-    """Of each t = 0 … T: x̂_0 = a x_t - b ε, and c_0, c_t, σ of the step from it, (T + 1, 5); t = 0 is no step, zeros."""
+    """Of each t = 0 … T: x̂_0 = a x_t - b ε, and c_0, c_t, σ of the step from it, (T + 1, 5); t = 0 has zeros."""
     t = np.arange(1, schedule.T + 1)
     abar, (c_0, c_t) = schedule.alpha_bar[1:], posterior_coefficients(schedule, t)
     sigma = np.sqrt(schedule.beta[1:]) * (t > 1)

@@ -34,7 +34,7 @@ _NOT_CODE = (":!benchmarks/results", ":!benchmarks/RESULTS.md")
 
 
 def changes() -> dict[str, Any]:
-    """dirty: whether files differ from the commit, null without git.  code: if they do or may, a hash of what is run."""
+    """dirty: whether files differ from the commit, null without git.  code: if they do or may, a hash of what runs."""
     known = _ran("git", "-C", str(ROOT), "status", "--porcelain", "-uno", "--", ".", *_NOT_CODE)
     dirty = None if known is None else bool(known)
     return {"dirty": dirty, "code": None if dirty is False else code_hash(ROOT)}
