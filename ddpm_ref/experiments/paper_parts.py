@@ -22,6 +22,7 @@ from ddpm_ref.experiments import (
 )
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup, differences, new_setup
 from ddpm_ref.experiments.ablation_runs import read_json, saved_samples, subject_of
+from ddpm_ref.experiments.coding_toys import TOYS
 from ddpm_ref.experiments.subject import Subject
 from ddpm_ref.files import run as runs
 
@@ -184,7 +185,7 @@ PARTS = (
          lambda w: likelihood.work(w.subject, **_likelihood_how(w)), _likelihood),
     Part("rate_distortion", "Progressive coding", "Figure 5, Table 4, §4.3", "table", lambda w: 1, _rate_distortion),
     Part("coding", "Sending and receiving real bytes", "Algorithms 3 and 4, §4.3", "message",
-         lambda w: len(coding.TOYS) * sum(map(coding.messages_of, coding.COPIES)), _coding),
+         lambda w: len(TOYS) * sum(map(coding.messages_of, coding.COPIES)), _coding),
     Part("generation", "Progressive generation", "Figures 6, 7, 10, 14, §4.3", "step",
          lambda w: generation.work(w.setup.schedule.T, **generation_how(w)), _generation),
     Part("interpolation", "Interpolation", "Figures 8 and 9, §4.4", "step",
