@@ -106,8 +106,8 @@ class ToyResult:
             f"H(x_0) = {self.entropy:.3f}, L = {sum(self.L):.3f}: L_T = {self.L[-1]:.4f}, "
             f"L_{self.T - 1} … L_1 = {min(self.L[1:-1]):.3f} to {max(self.L[1:-1]):.3f}, L_0 = {self.L[0]:.3f}",
             f"{'':>22}{'a block, bits':^20}{'bits of one copy':^77}",
-            f"{'n':>4}{'messages':>10}{'blocks':>8}{'KL':>6}{'of steps':>14}{'sent':>16}{'bound':>8}{'Σ KL':>8}{'x_t sent':>10}"
-            f"{'excess':>15}{'L_0':>7}{'x_0 sent':>10}{'overhead':>10}",
+            f"{'n':>4}{'messages':>10}{'blocks':>8}{'KL':>6}{'of steps':>14}{'sent':>16}{'bound':>8}{'Σ KL':>8}"
+            f"{'x_t sent':>10}{'excess':>15}{'L_0':>7}{'x_0 sent':>10}{'overhead':>10}",
         ]
         for row in self.lengths:
             steps = f"{min(row.kl_by_step[1:]):.2f} to {max(row.kl_by_step[1:]):.2f}"

@@ -212,7 +212,8 @@ def coding(page: Page, work: "Work") -> list[Finding]:
         page.table(
             ["copies coded jointly", "messages", "KL of a block", "bits/copy, as sent", "bound", "Σ KL", "x_t, as sent",
              "over Σ KL", "L_0", "x_0, as sent", "overhead"],
-            [[r["n"], r["messages"], f"{min(r['kl_by_step'][1:]):.1f} to {max(r['kl_by_step'][1:]):.1f}", f"{r['bits']:.2f} ± {r['bits_error']:.2f}",
+            [[r["n"], r["messages"], f"{min(r['kl_by_step'][1:]):.1f} to {max(r['kl_by_step'][1:]):.1f}",
+              f"{r['bits']:.2f} ± {r['bits_error']:.2f}",
               f"{r['bound']:.2f}", f"{r['kl']:.2f}", f"{r['x_t_bits']:.2f}",
               f"{r['excess']:.2f} ± {r['excess_error']:.2f}", f"{r['x_0_bits']:.3f}", f"{r['x_0_sent']:.3f}",
               f"{r['overhead']:.2f}"] for r in rows],
