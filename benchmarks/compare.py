@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report_tables import label
-from benchmarks.report_tables import time as as_time
+from benchmarks.as_text import label
+from benchmarks.as_text import time as as_time
 from benchmarks.stored import LEVELS, Result, Row, read_result
 
 ALARM = 0.01

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import standings
-from benchmarks.report_tables import label, rate
+from benchmarks.as_text import label, rate
 from benchmarks.standings import Group, Machine
 from benchmarks.stored import Ceiling, Row
 from ddpm_ref.extras import import_extra

@@ -9,8 +9,8 @@ import pytest
 from stored_results import made_up, store
 
 from benchmarks import standings
+from benchmarks.as_text import figures, part, time
 from benchmarks.report import main, report
-from benchmarks.report_tables import figures, part, time
 from benchmarks.standings import machines
 from benchmarks.stored import Row, read_folder
 
