@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from benchmarks.standings import Curve
 from benchmarks.stored import Row, Spread
 
 NONE = "–"
@@ -64,7 +65,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def label(row: Row, common: Sequence[str] = ()) -> str:
-    """What a row did, in words: train cifar10, batch 128, tf32. common: "precision" and "threads" go without saying."""
+    """What a row did, in words, and its mark: train cifar10, batch 128, tf32.
+
+    common: what goes without saying, of "precision" and "threads".
+    """
     kind = None if "precision" in common else row.precision or row.dtype
     words = [row.case]
     if row.axis and row.x is not None:
@@ -74,4 +78,15 @@ def label(row: Row, common: Sequence[str] = ()) -> str:
     words += [kind] if kind else []
     if row.threads is not None and row.axis != "threads" and "threads" not in common:
         words.append(f"{row.threads} thread{'s' if row.threads > 1 else ''}")
+    words += [row.mark] if row.mark else []
     return ", ".join(words)
+
+
+def curve(key: Curve, common: Sequence[str] = ()) -> str:
+    """What the points of a curve have in common, in words, as `label`."""
+    words = [key.case]
+    words += [key.precision] if key.precision and "precision" not in common else []
+    words += (
+        [f"{key.threads} thread{'s' if key.threads > 1 else ''}"] if key.threads and "threads" not in common else []
+    )
+    return ", ".join(words + ([key.mark] if key.mark else []))

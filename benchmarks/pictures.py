@@ -2,7 +2,7 @@
 
     steps-MACHINE       each step's time over the best peer's, a bar for each contender, whiskers at the quartiles
     roofline-MACHINE    rate against operations per byte, loops and steps, under the measured ceilings
-    scaling-MACHINE     time along each axis, with the fitted exponents
+    scaling-MACHINE     time along each axis, quotable points alone, with the exponents fitted to them
 
 Of matplotlib only its classes are used, never pyplot. A contender has the same colour in every picture; colours are of
 the palettes of Okabe and Ito and of Tol, told apart by the colour-blind, and in curves the marker says it again. The
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import standings
-from benchmarks.as_text import label, rate
+from benchmarks.as_text import curve, label, rate
 from benchmarks.standings import Group, Machine
 from benchmarks.stored import Ceiling, Row
 from ddpm_ref.extras import import_extra
@@ -119,8 +119,8 @@ _EDGE = {"markeredgecolor": INK, "markeredgewidth": 0.4}
 
 
 def _bars(machine: Machine) -> list[list[Group]]:
-    """Groups of the level steps that have a peer to be compared with, in panels by what is done."""
-    groups = [group for group in machine.at("steps") if group.peer and group.ours]
+    """Groups of the level steps whose best peer can be quoted, in panels by what is done."""
+    groups = [group for group in machine.at("steps") if group.peer and group.ours and not group.peer.noisy]
     kinds = dict.fromkeys(group.any.what or group.any.case.split()[0] for group in groups)
     return [
         [g for g in groups if (g.any.what or g.any.case.split()[0]) == kind] for kind in sorted(kinds, reverse=True)
@@ -234,19 +234,18 @@ def _threads(ceiling: Ceiling) -> tuple[int, float]:
 
 def _draw_scaling(machine: Machine, colours: dict[str, str]) -> Any:
     curves = standings.curves(machine)
-    fits = {(f.case, f.axis, f.contender): f for result in machine.results for f in result.fits}
     markers = {name: MARKERS[k % len(MARKERS)] for k, name in enumerate(colours)}
     columns = min(3, len(curves))
     down = -(-len(curves) // columns)
     figure = _figure(max(4.2 * columns, 6), 0.9 + 3.3 * down)
     panels = figure.subplots(down, columns, squeeze=False).ravel()
-    for axes, ((case, axis), lines) in zip(panels, curves.items(), strict=False):
+    for axes, (key, lines) in zip(panels, curves.items(), strict=False):
         for name in [one for one in colours if one in lines]:
-            fit = fits.get((case, axis, name))
-            said = f"{name}: {axis}$^{{\\,{fit.exponent:.2f}}}$" if fit else name
+            fit = standings.exponent(lines[name])
+            said = f"{name}: {key.axis}$^{{\\,{fit[0]:.2f}}}$" if fit else name
             x, y = [row.x for row in lines[name]], [row.median for row in lines[name]]
             axes.plot(x, y, color=colours[name], marker=markers[name], linewidth=1.6, label=said, markersize=5, **_EDGE)
-        axes.set(xscale="log", yscale="log", title=case, xlabel=axis, ylabel="seconds")
+        axes.set(xscale="log", yscale="log", title=curve(key, machine.common), xlabel=key.axis, ylabel="seconds")
         _ticks(axes, sorted({row.x or 0 for rows in lines.values() for row in rows}))
         axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
         _plain(axes)
