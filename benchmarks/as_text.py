@@ -86,7 +86,6 @@ def curve(key: Curve, common: Sequence[str] = ()) -> str:
     """What the points of a curve have in common, in words, as `label`."""
     words = [key.case]
     words += [key.precision] if key.precision and "precision" not in common else []
-    words += (
-        [f"{key.threads} thread{'s' if key.threads > 1 else ''}"] if key.threads and "threads" not in common else []
-    )
+    if key.threads and "threads" not in common:
+        words.append(f"{key.threads} thread{'s' if key.threads > 1 else ''}")
     return ", ".join(words + ([key.mark] if key.mark else []))

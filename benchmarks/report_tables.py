@@ -134,7 +134,7 @@ def steps(machine: Machine) -> str:
 
 
 def runs(machine: Machine) -> str:
-    """As steps; then the steps that training took to its loss, and images a second, a row's seconds being an image's."""
+    """As steps; then the steps that training took to its loss, and images a second: a row's seconds are an image's."""
     groups = machine.at("runs")
 
     def each(what: str, figure: Callable[[Row], str]) -> list[list[str]]:
