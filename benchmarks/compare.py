@@ -218,7 +218,7 @@ def _say(verdict: Verdict, bound: float, alarm: float) -> None:
         rounds = sorted({len(row.seconds) for pair in verdict.unjudged for row in pair})
         rows = verdict.judged + len(verdict.unjudged)
         print(
-            f"{len(verdict.unjudged)} rows not judged, too few rounds ({', '.join(map(str, rounds))}) for so many rows: "
+            f"{len(verdict.unjudged)} rows not judged, too few rounds ({', '.join(map(str, rounds))}) for so many: "
             f"{rounds_needed(rows, alarm)} rounds in either file are enough for {rows} rows"
         )
     _list("not judged, and slower: measure with more rounds", [_line(pair) for pair in verdict.unsure])
