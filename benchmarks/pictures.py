@@ -140,7 +140,7 @@ def _draw_steps(machine: Machine, colours: dict[str, str]) -> Any:
 
 
 def _bar_panel(axes: Any, groups: Sequence[Group], colours: dict[str, str], common: Sequence[str]) -> None:
-    """Bars from the top down, each with its length at its end; the best peer's is 1."""
+    """Bars from the top down, each with its length at its end; the best peer's is 1, a noisy row has none."""
     order = list(colours)
     y = 0.0
     for group in groups:
@@ -148,16 +148,18 @@ def _bar_panel(axes: Any, groups: Sequence[Group], colours: dict[str, str], comm
         axes.text(0.02, y, label(group.any, common), va="center", fontweight="bold", fontsize=8.5, bbox=ground)
         for row in sorted(group.rows, key=lambda row: order.index(row.contender)):
             y += 1
+            if row.noisy:
+                axes.text(0.05, y, f"{row.contender}: noisy", va="center", ha="left", fontsize=7.5)
+                continue
             low, middle, high = standings.ratio(group.peer or row, row)
             shown = min(middle, FARTHEST)
-            alpha = 0.35 if row.noisy else 1.0
-            axes.barh(y, shown, 0.86, color=colours[row.contender], edgecolor=INK, linewidth=0.4, alpha=alpha)
+            axes.barh(y, shown, 0.86, color=colours[row.contender], edgecolor=INK, linewidth=0.4)
             end = shown
             if low and high and middle <= FARTHEST:
                 end = min(high, FARTHEST * 1.02)
                 axes.plot([low, end], [y, y], color="black", linewidth=1)
                 axes.plot([low, end], [y, y], color="black", linestyle="none", marker="|", markersize=4)
-            said = "noisy" if row.noisy else f"{middle:.2f}" if middle <= FARTHEST else f"→ {middle:.3g}"
+            said = f"{middle:.2f}" if middle <= FARTHEST else f"→ {middle:.3g}"
             axes.text(end + 0.05, y, said, va="center", ha="left", fontsize=7.5)
         y += 1.6
     axes.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.9)
