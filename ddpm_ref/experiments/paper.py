@@ -151,8 +151,8 @@ def introduce(page: Page, work: Work) -> None:
         "The data are of the paper's kind, so bits/dim, rates and errors may be compared with its numbers, as far as "
         "the training allows; scores of samples, which rest on another network, may not."
         if comparable(work)
-        else "So no number here is to be compared with one of the paper; orders and shapes are. Each claim of the paper "
-        "is judged by a rule that is given with it, and where it does not hold the reason is, as far as known."
+        else "So no number here is to be compared with one of the paper; orders and shapes are. Each of its claims is "
+        "judged by a rule that is given with it, and where it does not hold the reason is, as far as known."
     )
 
 
