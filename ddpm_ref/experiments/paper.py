@@ -144,15 +144,15 @@ def introduce(page: Page, work: Work) -> None:
         f"{setup.source.levels} grey levels) with {len(setup.held_out):,} held out, by a network of "
         f"{setup.net(CELLS['eps-simple']).size:,} parameters trained for {plan.steps:,} steps of "
         f"{setup.training.batch} images, T = {setup.schedule.T:,}; on {backend.name} ({backend.version}, "
-        f"{backend.device}, threads: {backend.threads}). The paper's are on CIFAR-10: 50,000 photographs of 32x32x3 and 256 levels, 35.7 "
-        "million parameters, 800,000 steps of 128 images."
+        f"{backend.device}, threads: {backend.threads}). The paper's are on CIFAR-10: 50,000 photographs of 32x32x3 "
+        "and 256 levels, 35.7 million parameters, 800,000 steps of 128 images."
     )
     page.text(
         "The data are of the paper's kind, so bits/dim, rates and errors may be compared with its numbers, as far as "
         "the training allows; scores of samples, which rest on another network, may not."
         if comparable(work)
-        else "So no number here is to be compared with one of the paper; orders and shapes are. Each claim of the paper "
-        "is judged by a rule that is given with it, and where it does not hold here the reason is, as far as known."
+        else "So no number here is to be compared with one of the paper; orders and shapes are. Each of its claims is "
+        "judged by a rule that is given with it, and where it does not hold the reason is, as far as known."
     )
 
 

@@ -102,13 +102,13 @@ def ablation(page: Page, work: "Work") -> list[Finding]:
             ["L_simple", bits["eps-simple"]["bits_held_out"], bits["eps-simple"]["bits_train"],
              f"≤ {one['simple'].nll_test:.2f}", f"{one['simple'].nll_train:.2f}"],
         ],
-        "" if comparable(work) else "Bits/dim of these images and of photographs with 256 levels cannot be compared; which "
-        "row is lower can.",
+        "" if comparable(work) else "Bits/dim of these images and of photographs with 256 levels cannot be compared; "
+        "which row is lower can.",
     )  # fmt: skip
     page.text(
         "FID and Inception Score rest on a network trained on ImageNet, which is not shipped and has nothing to say "
-        "of small grey digits. In their place stand the same formula on features of a classifier of the training images, "
-        "and on raw pixels."
+        "of small grey digits. In their place stand the same formula on features of a classifier of the training "
+        "images, and on raw pixels."
     )
     samples = work.run_folder / "samples.png"
     if samples.exists():
@@ -216,9 +216,10 @@ def rate_distortion(page: Page, work: "Work") -> list[Finding]:
     )
     if found["levels"] < 64:
         numbers += (
-            f" Why: these images have {found['levels']} grey levels, {255 / (found['levels'] - 1):.0f} of 255 apart, so "
-            f"x_1, whose noise is {fine:.1f}, already tells which; a code of 256 levels must still say which of many. What "
-            f"is alike: {share[0.5]:.0%} of the bits are sent after x̂_0 is within half a grey level of the data."
+            f" Why: these images have {found['levels']} grey levels, {255 / (found['levels'] - 1):.0f} of 255 apart, "
+            f"so x_1, whose noise is {fine:.1f}, already tells which; a code of 256 levels must still say which of "
+            f"many. What is alike: {share[0.5]:.0%} of the bits are sent after x̂_0 is within half a grey level of "
+            "the data."
         )
     return [Finding(verdict(total < 2 * L_0), "most of the code's bits describe imperceptible detail", numbers)]
 
@@ -327,7 +328,8 @@ def neighbours(page: Page, work: "Work") -> list[Finding]:
         verdict(new),
         "samples are not memorised",
         f"Their median distance to the nearest training image is {show(ratio)} times that of held-out images (near 0 "
-        f"for a memoriser; more than {NEW} is taken as new), and {copies['samples']} of {pixels['samples']['n']} are one.",
+        f"for a memoriser; more than {NEW} is taken as new), and {copies['samples']} of {pixels['samples']['n']} are "
+        "one.",
     )]  # fmt: skip
 
 
