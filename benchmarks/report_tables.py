@@ -113,7 +113,8 @@ def _provenance(result: Result) -> str:
 
 
 def _load(result: Result) -> str:
-    return ", ".join(NONE if one is None else f"{one:.2f}" for one in result.load)
+    known = any(one is not None for one in result.load)
+    return ", ".join(NONE if one is None else f"{one:.2f}" for one in result.load) if known else ""
 
 
 def ceilings(machine: Machine) -> str:

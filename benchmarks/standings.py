@@ -128,6 +128,8 @@ def ratio(ours: Row, other: Row) -> Spread:
     """The other's time / ours: above 1, ours is faster."""
     if other is ours:
         return None, 1.0, None
+    if not (ours.interleaved and other.interleaved):
+        return None, other.median / ours.median, None
     if other.contender in ours.over:
         return ours.over[other.contender]
     if ours.contender in other.over:

@@ -29,8 +29,9 @@ class Row:
     case: a name without the batch.   axis, x: what a scaling curve varies, and its value here.
     seconds: of each round.   over: other contender's time / this one's, round by round (quartiles and median).
     fraction: floor_seconds / median, of what the ceilings allow.   noisy: its spread is over the runner's bound.
-    steps: of a training run, those it took to its loss.   mark: what a report has to say of the file that the row is
-    from (another commit, changes that are not committed); stored nowhere.
+    steps: of a training run, those it took to its loss.   interleaved: its rounds were taken in turns with the others'.
+    mark: what a report has to say of the file that the row is from (another commit, changes that are not committed);
+    stored nowhere.
     """
 
     level: str
@@ -60,6 +61,7 @@ class Row:
     compile_seconds: float | None = None
     agreement: dict[str, float] = field(default_factory=dict)
     steps: int | None = None
+    interleaved: bool = True
     mark: str = field(default="", metadata={"stored": False})
 
     @property

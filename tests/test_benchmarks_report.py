@@ -80,6 +80,16 @@ def test_a_ratio_is_the_peers_time_over_ours_with_its_quartiles(tmp_path: Path) 
     assert line[4] == "1.30 (0.15)"
 
 
+def test_rounds_that_were_not_taken_in_turns_give_no_quartiles(tmp_path: Path) -> None:
+    stored = made_up(noise=0)
+    for row in stored["rows"]:
+        row["interleaved"] = row["case"] != "train cifar10"
+        row["over"] = {name: [1.25, 9.0, 10.0] for name in row["over"]}
+    text = section(report(of(tmp_path, stored)), "Steps")
+    (alone,), (turns,) = (lines(text, f"train {name} | numba") for name in ("cifar10, batch 8", "digits, batch 128"))
+    assert (alone[-1], turns[-1]) == ("1.50", "9.00 (1.25–10.00)")
+
+
 def test_the_best_peer_is_the_fastest_of_the_others(tmp_path: Path) -> None:
     (machine,) = of(tmp_path, made_up(speed={"torch contiguous": 1.2}))
     assert {g.peer.contender for g in machine.at("steps") if g.peer} == {"torch contiguous"}
@@ -245,6 +255,8 @@ def test_the_files_head_says_how_long_it_took_and_how_busy_the_machine_was(tmp_p
     text = section(report(of(tmp_path, made_up())), "What ran")
     assert lines(text, "took") == [["took", "754 s"]]
     assert lines(text, "load average") == [["load average at the start, at the end", "0.50, 2.05"]]
+    text = section(report(of(tmp_path, made_up() | {"load": [None, None], "elapsed_seconds": None})), "What ran")
+    assert not lines(text, "took") and not lines(text, "load average")
 
 
 def test_runs_show_steps_to_the_loss_and_images_a_second(tmp_path: Path) -> None:
