@@ -22,6 +22,7 @@ MIN_TOP_PROBABILITY = 0.88  # the mean top-class probability, as a multiple of t
 MAX_FRECHET = 1.25  # the Fréchet distance to the training images, as a multiple of the held-out images'
 MIN_NEAREST = 0.8  # the median distance to the nearest training image, likewise: no memoriser passes
 
+CLASSIFIED = 5000  # training images for classifiers at most: the machines' time grows as its square
 FOLDS = 5  # of the classifier's calibration
 GAMMA_TIMES_PIXELS = 3.2  # kernel width: 0.05 for 8x8 digits, where accuracy and log-likelihood peak
 BLOCK = 2**21  # numbers held at a time by nearest_distances, 16 MiB
