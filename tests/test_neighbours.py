@@ -162,11 +162,10 @@ def test_the_command_learns_features_of_labelled_data(trained: Run, tmp_path: Pa
 
     _, train, _ = reopen_source(load_checkpoint(trained.folder).data)
     np.savez(tmp_path / "copies.npz", images=train.pixels[:4])
-    done = call(
-        "neighbours", trained.folder, "--samples", tmp_path / "copies.npz", "--features", "--out", tmp_path / "it"
-    )
-    assert (done.status, done.err) == (0, "") and (tmp_path / "it" / "neighbours-features.png").is_file()
-    found = json.loads((tmp_path / "it" / "neighbours.json").read_text())["result"]["features"]
+    out = tmp_path / "out"
+    done = call("neighbours", trained.folder, "--samples", tmp_path / "copies.npz", "--features", "--out", out)
+    assert (done.status, done.err) == (0, "") and (out / "neighbours-features.png").is_file()
+    found = json.loads((out / "neighbours.json").read_text())["result"]["features"]
     assert found["samples"]["median"] == 0 and found["held_out"]["median"] > 0
     with pytest.raises(ValueError, match="features: wanted training images with labels"):
         feature_space(replace(train, labels=None))
