@@ -114,12 +114,12 @@ def test_a_judge_looks_at_no_more_images_than_it_can_and_at_all_for_the_nearest(
     again = new_judge(train)
     again(x), again(x)
     assert calls == ["train", "images", "images"]
-    monkeypatch.setattr(quality, "CLASSIFIED", 17)
-    monkeypatch.setattr(features_module, "CLASSIFIED", 17)
+    monkeypatch.setattr(quality, "CLASSIFIED", 25)
+    monkeypatch.setattr(features_module, "CLASSIFIED", 25)
     few = new_judge(train)
-    same = train_features(rows[:17], train.labels[:17])
+    same = train_features(rows[:25], train.labels[:25])
     assert all(np.array_equal(a, b) for a, b in zip(few.network.weights, same.weights, strict=True))
-    p = quality.train_classifier(rows[:17], train.labels[:17]).predict_proba(x.reshape(12, -1))
+    p = quality.train_classifier(rows[:25], train.labels[:25]).predict_proba(x.reshape(12, -1))
     assert np.array_equal(few.classifier.predict_proba(x.reshape(12, -1)), p)
 
 
