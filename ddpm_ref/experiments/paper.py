@@ -19,14 +19,14 @@ from ddpm_ref import options
 from ddpm_ref.backend_command import taken
 from ddpm_ref.checks import check_choice, check_int
 from ddpm_ref.discovery import get_backend
-from ddpm_ref.experiments import ablation, ablation_runs
+from ddpm_ref.experiments import ablation, ablation_runs, paper_figures, paper_sections
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
 from ddpm_ref.experiments.ablation_runs import read_json
 from ddpm_ref.experiments.forecast import forecast, pace
 from ddpm_ref.experiments.page import Page
 from ddpm_ref.experiments.paper_parts import ALONE, NAMES, PARTS, Part, Plan, Work, open_work
-from ddpm_ref.experiments.paper_sections import SECTIONS, Finding, comparable
-from ddpm_ref.files.atomic import write_text
+from ddpm_ref.experiments.paper_sections import Finding, Section, comparable
+from ddpm_ref.files.atomic import sweep, write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say
@@ -80,6 +80,7 @@ def fill(work: Work, parts: Sequence[Part]) -> None:
             continue
         folder = work.folder / part.name
         folder.mkdir(exist_ok=True)
+        sweep(folder)
         say(f"[{number}/{len(parts)}] {part.title} ({part.of})")
         with bar(part.size(work), part.name, part.unit, _begun(work, part)) as progress:
             part.run(work, folder, progress.update)
@@ -93,6 +94,15 @@ def _begun(work: Work, part: Part) -> int:
     if part.name != "ablation":
         return 0
     return ablation.total_steps(work.setup, TABLE_2, work.seeds, work.folder / "ablation")[1]
+
+
+SECTIONS: dict[str, Section] = {
+    one.__name__: one
+    for one in (
+        paper_sections.ablation, paper_sections.likelihood, paper_sections.rate_distortion, paper_figures.coding,
+        paper_figures.generation, paper_figures.interpolation, paper_figures.neighbours, paper_figures.autoregressive,
+    )
+}  # fmt: skip
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ddpm_ref.experiments import (
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup, differences, new_setup
 from ddpm_ref.experiments.ablation_runs import read_json, saved_samples, subject_of
 from ddpm_ref.experiments.coding_toys import TOYS
+from ddpm_ref.experiments.features import feature_space
 from ddpm_ref.experiments.subject import Subject
 from ddpm_ref.files import run as runs
 
@@ -165,7 +166,8 @@ def _interpolation(work: Work, folder: Path, advance: Advance) -> None:
 
 def _neighbours(work: Work, folder: Path, advance: Advance) -> None:
     samples = saved_samples(work.run_folder).astype(np.float32)
-    neighbours.save(folder, neighbours.measure(work.subject, samples=samples), work.facts())
+    result = neighbours.measure(work.subject, samples=samples, features=feature_space(work.setup.train))
+    neighbours.save(folder, result, work.facts())
     advance(1)
 
 
