@@ -2,18 +2,23 @@
 
 A row of ours is called slower when its rounds in NEW stand above those in OLD, each made longer by --bound, in a one-
 sided Mann-Whitney test, whose p-value is exact and takes nothing for granted about the noise but that rounds are
-independent and alike. Holm's correction runs over all rows tested, so if no row is slower by more than the bound, the
-chance that any is called so is at most --alarm, for the whole comparison. Faster is judged likewise, by itself. A row
-with too few rounds for any outcome to be significant is not judged: it is named if its ranges lie apart by more than
-the bound.
+independent and alike. Holm's correction runs over all rows tested, so if rounds are independent and no row is slower by
+more than the bound, the chance that any is called so is at most --alarm, for the whole comparison. Faster is judged
+likewise, by itself. A row with too few rounds for any outcome to be significant is not judged: it is named if its
+ranges lie apart by more than the bound, and how many rounds would do is said.
 
-What all rounds of one file share (a warmer machine, a busier neighbour) no such test can see: the peers, whose code did
-not change between OLD and NEW, are the control, and how much they moved is printed beside the verdict.
+Rounds of one file are not quite independent. A contender is one process over all its rounds: where its arrays happen to
+lie in memory is the same in all of them and another in the next file, and so is a warmer machine or a busier neighbour.
+No test within two files can see that. So measure two files a side, each by a call of its own, and compare each of OLD
+with each of NEW: what is slower in all four is slower. The peers, whose code did not change between OLD and NEW, are
+the control, and how much they moved is printed beside the verdict.
 
-Exit status: 0 nothing got slower, 1 something did, 2 the files cannot be compared.
+Exit status: 0 nothing got slower; 1 a row of ours did, or has no row in NEW any more, or could not be judged and all
+its rounds lie above OLD's by more than the bound; else 2 if nothing could be judged or the files cannot be compared.
 """
 
 import argparse
+import itertools
 import math
 import re
 import statistics
@@ -25,8 +30,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report_tables import label
-from benchmarks.report_tables import time as as_time
+from benchmarks.as_text import label
+from benchmarks.as_text import time as as_time
 from benchmarks.stored import LEVELS, Result, Row, read_result
 
 ALARM = 0.01
@@ -38,13 +43,17 @@ Pair = tuple[Row, Row]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of rows with rounds in both files, (old, new) each. unsure: apart, but too few rounds to judge."""
+    """What is said of rows with rounds in both files, (old, new) each. unsure: slower, but too few rounds to judge."""
 
     slower: list[Pair]
     faster: list[Pair]
     same: list[Pair]
     unjudged: list[Pair]
     unsure: list[Pair]
+
+    @property
+    def judged(self) -> int:
+        return len(self.slower) + len(self.faster) + len(self.same)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,18 +77,21 @@ def main(argv: list[str] | None = None) -> int:
         _check(args.bound, args.alarm)
         _same_machine(old, new, args.force)
         before, after = (_rows(result, args.level, wanted) for result in (old, new))
-        pairs = [(before[key], after[key]) for key in before if key in after]
-        if not pairs:
-            raise ValueError(f"{args.old} and {args.new}: wanted rows in common, got none")
+        if not before:
+            raise ValueError(f"{args.old}: wanted rows of these levels and cases, got none")
     except (ValueError, re.error) as error:
         print(error, file=sys.stderr)
         return 2
+    pairs = [(before[key], after[key]) for key in before if key in after]
     verdict = judge([pair for pair in pairs if pair[1].ours], args.bound, args.alarm)
     _say(verdict, args.bound, args.alarm)
     _say_surroundings(old, new, pairs)
-    _list("missing in NEW", [_name(before[key]) for key in before if key not in after])
+    missing = [before[key] for key in before if key not in after]
+    _list("missing in NEW", [_name(row) for row in missing])
     _list("new in NEW", [_name(after[key]) for key in after if key not in before])
-    return 1 if verdict.slower else 0
+    if verdict.slower or verdict.unsure or any(row.ours for row in missing):
+        return 1
+    return 0 if verdict.judged else 2
 
 
 # --- the judgement ---------------------------------------------------------------------------------------------------
@@ -99,7 +111,7 @@ def judge(pairs: Sequence[Pair], bound: float = 0.05, alarm: float = ALARM) -> V
         faster=[pair for pair, called in zip(family, faster, strict=True) if called],
         same=[pair for pair, up, down in zip(family, slower, faster, strict=True) if not (up or down)],
         unjudged=unjudged,
-        unsure=[pair for pair in unjudged if _apart(pair, bound)],
+        unsure=[pair for pair in unjudged if _above(pair, bound)],
     )
 
 
@@ -143,10 +155,15 @@ def _least_p(pair: Pair) -> float:
     return 1 / math.comb(n + m, n)
 
 
-def _apart(pair: Pair, bound: float) -> bool:
-    """Whether the ranges (of the medians, where no rounds are stored) lie apart by more than the bound."""
+def _above(pair: Pair, bound: float) -> bool:
+    """Whether all rounds (the medians, where none are stored) of the new row lie above the old's by over the bound."""
     old, new = (row.seconds or (row.median,) for row in pair)
-    return min(new) > (1 + bound) * max(old) or min(old) > (1 + bound) * max(new)
+    return min(new) > (1 + bound) * max(old)
+
+
+def rounds_needed(rows: int, alarm: float) -> int:
+    """The fewest rounds, as many in either file, by which every one of so many rows could be called."""
+    return next(n for n in itertools.count(1) if rows <= alarm * math.comb(2 * n, n))
 
 
 # --- what can be compared --------------------------------------------------------------------------------------------
@@ -188,22 +205,23 @@ def _rows(result: Result, levels: Sequence[str], wanted: re.Pattern[str]) -> dic
 
 
 def _say(verdict: Verdict, bound: float, alarm: float) -> None:
-    judged = len(verdict.slower) + len(verdict.faster) + len(verdict.same)
     print(
-        f"{judged} rows of ours judged: changes beyond {bound:.0%}, exact Mann-Whitney tests with Holm's correction; "
-        f"chance of any false alarm {alarm:g}"
+        f"{verdict.judged} rows of ours judged: changes beyond {bound:.0%}, exact Mann-Whitney tests with Holm's "
+        f"correction; chance of any false alarm {alarm:g}, if rounds are independent"
     )
     for title, pairs in (("slower", verdict.slower), ("faster", verdict.faster)):
         ordered = sorted(pairs, key=_change, reverse=title == "slower")
         _list(title, [_line(pair) for pair in ordered])
     if not verdict.slower:
-        print("nothing got slower" if judged else "nothing could be judged")
+        print("nothing that was judged got slower" if verdict.judged else "nothing could be judged")
     if verdict.unjudged:
         rounds = sorted({len(row.seconds) for pair in verdict.unjudged for row in pair})
+        rows = verdict.judged + len(verdict.unjudged)
         print(
-            f"{len(verdict.unjudged)} rows not judged, too few rounds ({', '.join(map(str, rounds))}) for so many rows"
+            f"{len(verdict.unjudged)} rows not judged, too few rounds ({', '.join(map(str, rounds))}) for so many: "
+            f"{rounds_needed(rows, alarm)} rounds in either file are enough for {rows} rows"
         )
-    _list("apart by more than the bound, but not judged", [_line(pair) for pair in verdict.unsure])
+    _list("not judged, and slower: measure with more rounds", [_line(pair) for pair in verdict.unsure])
 
 
 def _say_surroundings(old: Result, new: Result, pairs: Sequence[Pair]) -> None:

@@ -2,7 +2,7 @@
 
     steps-MACHINE       each step's time over the best peer's, a bar for each contender, whiskers at the quartiles
     roofline-MACHINE    rate against operations per byte, loops and steps, under the measured ceilings
-    scaling-MACHINE     time along each axis, with the fitted exponents
+    scaling-MACHINE     time along each axis, quotable points alone, with the exponents fitted to them
 
 Of matplotlib only its classes are used, never pyplot. A contender has the same colour in every picture; colours are of
 the palettes of Okabe and Ito and of Tol, told apart by the colour-blind, and in curves the marker says it again. The
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import standings
-from benchmarks.report_tables import label, rate
+from benchmarks.as_text import curve, label, rate
 from benchmarks.standings import Group, Machine
 from benchmarks.stored import Ceiling, Row
 from ddpm_ref.extras import import_extra
@@ -119,8 +119,8 @@ _EDGE = {"markeredgecolor": INK, "markeredgewidth": 0.4}
 
 
 def _bars(machine: Machine) -> list[list[Group]]:
-    """Groups of the level steps that have a peer to be compared with, in panels by what is done."""
-    groups = [group for group in machine.at("steps") if group.peer and group.ours]
+    """Groups of the level steps whose best peer can be quoted, in panels by what is done."""
+    groups = [group for group in machine.at("steps") if group.peer and group.ours and not group.peer.noisy]
     kinds = dict.fromkeys(group.any.what or group.any.case.split()[0] for group in groups)
     return [
         [g for g in groups if (g.any.what or g.any.case.split()[0]) == kind] for kind in sorted(kinds, reverse=True)
@@ -140,7 +140,7 @@ def _draw_steps(machine: Machine, colours: dict[str, str]) -> Any:
 
 
 def _bar_panel(axes: Any, groups: Sequence[Group], colours: dict[str, str], common: Sequence[str]) -> None:
-    """Bars from the top down, each with its length at its end; the best peer's is 1."""
+    """Bars from the top down, each with its length at its end; the best peer's is 1, a noisy row has none."""
     order = list(colours)
     y = 0.0
     for group in groups:
@@ -148,16 +148,18 @@ def _bar_panel(axes: Any, groups: Sequence[Group], colours: dict[str, str], comm
         axes.text(0.02, y, label(group.any, common), va="center", fontweight="bold", fontsize=8.5, bbox=ground)
         for row in sorted(group.rows, key=lambda row: order.index(row.contender)):
             y += 1
+            if row.noisy:
+                axes.text(0.05, y, f"{row.contender}: noisy", va="center", ha="left", fontsize=7.5)
+                continue
             low, middle, high = standings.ratio(group.peer or row, row)
             shown = min(middle, FARTHEST)
-            alpha = 0.35 if row.noisy else 1.0
-            axes.barh(y, shown, 0.86, color=colours[row.contender], edgecolor=INK, linewidth=0.4, alpha=alpha)
+            axes.barh(y, shown, 0.86, color=colours[row.contender], edgecolor=INK, linewidth=0.4)
             end = shown
             if low and high and middle <= FARTHEST:
                 end = min(high, FARTHEST * 1.02)
                 axes.plot([low, end], [y, y], color="black", linewidth=1)
                 axes.plot([low, end], [y, y], color="black", linestyle="none", marker="|", markersize=4)
-            said = "noisy" if row.noisy else f"{middle:.2f}" if middle <= FARTHEST else f"→ {middle:.3g}"
+            said = f"{middle:.2f}" if middle <= FARTHEST else f"→ {middle:.3g}"
             axes.text(end + 0.05, y, said, va="center", ha="left", fontsize=7.5)
         y += 1.6
     axes.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.9)
@@ -234,19 +236,18 @@ def _threads(ceiling: Ceiling) -> tuple[int, float]:
 
 def _draw_scaling(machine: Machine, colours: dict[str, str]) -> Any:
     curves = standings.curves(machine)
-    fits = {(f.case, f.axis, f.contender): f for result in machine.results for f in result.fits}
     markers = {name: MARKERS[k % len(MARKERS)] for k, name in enumerate(colours)}
     columns = min(3, len(curves))
     down = -(-len(curves) // columns)
     figure = _figure(max(4.2 * columns, 6), 0.9 + 3.3 * down)
     panels = figure.subplots(down, columns, squeeze=False).ravel()
-    for axes, ((case, axis), lines) in zip(panels, curves.items(), strict=False):
+    for axes, (key, lines) in zip(panels, curves.items(), strict=False):
         for name in [one for one in colours if one in lines]:
-            fit = fits.get((case, axis, name))
-            said = f"{name}: {axis}$^{{\\,{fit.exponent:.2f}}}$" if fit else name
+            fit = standings.exponent(lines[name])
+            said = f"{name}: {key.axis}$^{{\\,{fit[0]:.2f}}}$" if fit else name
             x, y = [row.x for row in lines[name]], [row.median for row in lines[name]]
             axes.plot(x, y, color=colours[name], marker=markers[name], linewidth=1.6, label=said, markersize=5, **_EDGE)
-        axes.set(xscale="log", yscale="log", title=case, xlabel=axis, ylabel="seconds")
+        axes.set(xscale="log", yscale="log", title=curve(key, machine.common), xlabel=key.axis, ylabel="seconds")
         _ticks(axes, sorted({row.x or 0 for rows in lines.values() for row in rows}))
         axes.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
         _plain(axes)

@@ -25,10 +25,18 @@ beside it says how they are measured.
 A time is the median over rounds in which all contenders took turns, each in a process of its own. A ratio is the
 peer's time over ours, **above 1 ours is faster**, with the quartiles of the ratios taken round by round; where no
 quartiles stand, rounds were not paired and it is one of medians. Contenders are compared in the same precision only.
-*Ours* is the fastest of our backends there, the best peer the fastest of the others. The fraction of the ceiling is
-the least time that the machine's matrix product and copy allow for the row's operations and bytes, over the time it
-took. "noisy" stands in place of figures whose spread was over the bound of the run. Memory is the most that the
-process (on a GPU: the pool or device) has held, in GiB, in brackets what it held before the network was made.
+*Ours* is the fastest of our backends there, the best peer the fastest of the others. "noisy" stands in place of figures
+whose spread was over the bound of the run, and of ratios where such a row was the fastest on its side: no slower one is
+put in its place. Memory is the most that the process (on a GPU: the pool or device) has held, in GiB, in brackets what
+it held before the network was made.
+
+The fraction of the ceiling is the time that the row's operations, those of a direct sum, take at the rate of the
+machine's matrix product, or its bytes at that of its copy, whichever is longer, over the time it took. It may be more
+than 100 %: convolutions by Winograd make up to 4 times fewer products than a direct sum, and arrays that stay in the
+cache move faster than those of the copy.
+
+Of files with the same row, that of the level with more rounds speaks (full, default, quick), and of one level the
+newest. A row of another commit than the newest of its machine names it; "dirty" had changes that were not committed.
 """
 
 
@@ -110,7 +118,8 @@ def _machine(machine: Machine, folder: str) -> list[str]:
     if any(title == "Scaling" and text for title, text, _ in sections):
         note = (
             "The rate is work a second, by threads a second and thread; a backend stops scaling at the first value "
-            f"past its best rate where it does less than {NEAR_BEST:.0%} of that."
+            f"past its best rate where it does less than {NEAR_BEST:.0%} of that. Noisy points are left out; ± is the "
+            "standard error of the exponent, from so few points as stand in brackets."
         )
         pictures["scaling"] = f"{note}\n\n{pictures.get('scaling', '')}"
     found: list[str] = []

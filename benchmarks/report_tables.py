@@ -1,92 +1,17 @@
 """The tables of RESULTS.md, each as Markdown, each empty where a machine has nothing for it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks import standings
+from benchmarks.as_text import NONE, curve, figures, label, memory, part, quoted, rate, table, time, times
 from benchmarks.standings import Group, Machine
 from benchmarks.stored import Result, Row, Spread
-
-NONE = "–"
-
-
-# --- figures as text -------------------------------------------------------------------------------------------------
-
-
-def time(seconds: float) -> str:
-    """Three figures in the unit that suits: 12.3 ms."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{figures(seconds / scale)} {unit}"
-    return f"{figures(seconds / 1e-6)} µs"
-
-
-def figures(value: float) -> str:
-    """Three significant figures, three decimals at most, never in powers of ten."""
-    if value == 0:
-        return "0"
-    places = next((k for k, least in enumerate((99.95, 9.995, 0.9995)) if abs(value) >= least), 3)
-    return f"{value:,.{places}f}"
-
-
-def rate(value: float, unit: str) -> str:
-    """GFLOP/s and GB/s, in thousands of them where there are many."""
-    return (
-        f"{figures(value / 1e3)} T{unit[1:]}" if value >= 1e4 and unit.startswith("G") else f"{figures(value)} {unit}"
-    )
-
-
-def times(spread: Spread) -> str:
-    """A ratio with its quartiles: 1.42 (1.40–1.45)."""
-    low, middle, high = spread
-    quartiles = f" ({low:.2f}–{high:.2f})" if low and high else ""
-    return f"{middle:.2f}{quartiles}"
-
-
-def part(value: float | None) -> str:
-    return NONE if value is None else f"{value:.0%}" if value >= 0.0995 else f"{100 * value:.2g}%"
-
-
-def memory(row: Row | None) -> str:
-    """The peak, and in brackets what was held before the network was made."""
-    if row is None or row.peak_memory_gib is None:
-        return NONE
-    start = "" if row.start_memory_gib is None else f" ({row.start_memory_gib:.2f})"
-    return f"{row.peak_memory_gib:.2f}{start}"
-
-
-def quoted(row: Row | None) -> str:
-    """The time of a row, unless it is noisy."""
-    return NONE if row is None else "noisy" if row.noisy else time(row.median)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown; the first column is words, the others figures."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    if not rows:
-        return ""
-    lines = [list(head), ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def label(row: Row, common: Sequence[str] = ()) -> str:
-    """What a row did, in words: train cifar10, batch 128, tf32. common: "precision" and "threads" go without saying."""
-    kind = None if "precision" in common else row.precision or row.dtype
-    words = [row.case]
-    if row.axis and row.x is not None:
-        words.append(f"{row.axis} {row.x:g}")
-    if row.batch is not None and row.axis != "batch":
-        words.append(f"batch {row.batch}")
-    words += [kind] if kind else []
-    if row.threads is not None and row.axis != "threads" and "threads" not in common:
-        words.append(f"{row.threads} thread{'s' if row.threads > 1 else ''}")
-    return ", ".join(words)
-
 
 # --- where we lose ---------------------------------------------------------------------------------------------------
 
 
 def losses(machines: Sequence[Machine]) -> str:
-    """Every row in which a peer is faster than our best backend, or holds less memory, worst first."""
+    """Every quotable row in which a peer is faster than our best backend, or holds less memory, worst first."""
     found = sorted(
         ((machine, *one) for machine in machines for one in standings.losses(machine)), key=lambda one: one[3][1]
     )
@@ -104,9 +29,9 @@ def losses(machines: Sequence[Machine]) -> str:
 
     parts = ["".join(f"- {_sum(machine)}\n" for machine in machines)]
     if found:
-        parts += ["Every row in which a peer was faster than the best of our backends, worst first.\n"]
+        parts += ["Every quotable row in which a peer was faster than the best of our backends, worst first.\n"]
     else:
-        parts += ["In no row was a peer faster than the best of our backends.\n"]
+        parts += ["In no quotable row was a peer faster than the best of our backends.\n"]
     for title, levels in (("Whole steps and runs", ("steps", "runs")), ("Loops and curves", ("loops", "scaling"))):
         if text := slower(*levels):
             parts += [f"{title}:\n", text]
@@ -120,14 +45,15 @@ def _more(spread: Spread) -> str:
 
 
 def _sum(machine: Machine) -> str:
-    """One line: how many compared, in how many ahead and behind, per level."""
+    """One line: how many compared, in how many behind, in how many it is not known, and the ratios, per level."""
     words = []
     for level in ("steps", "runs", "loops", "scaling"):
         groups = [group for group in machine.at(level) if group.ratio]
         sure = [group.ratio[1] for group in groups if group.ratio and not group.noisy]
         if groups:
-            behind = sum(one < 1 for one in sure)
-            noisy = f", {len(groups) - len(sure)} noisy" if len(sure) < len(groups) else ""
+            behind = sum(bool(group.faster) for group in groups)
+            unknown = sum(group.noisy and not group.faster for group in groups)
+            noisy = f", {unknown} noisy" if unknown else ""
             words.append(
                 f"{level}: behind the best peer in {behind} of {len(groups)}{noisy}"
                 + (f" (ratio {min(sure):.2f} to {max(sure):.2f})" if sure else "")
@@ -178,10 +104,17 @@ def _provenance(result: Result) -> str:
         ("command", f"`{result.command}`" if result.command else None),
         ("started", result.started or "not recorded"),
         ("level", result.level),
+        ("took", time(result.elapsed_seconds) if result.elapsed_seconds else None),
+        ("load average at the start, at the end", _load(result)),
     ]
     facts += [("note", note) for note in result.notes]
     lines = table(["File", f"`{result.name}`"], ([name, str(value)] for name, value in facts if value))
     return lines.replace("| --- | --: |", "| --- | --- |")
+
+
+def _load(result: Result) -> str:
+    known = any(one is not None for one in result.load)
+    return ", ".join(NONE if one is None else f"{one:.2f}" for one in result.load) if known else ""
 
 
 def ceilings(machine: Machine) -> str:
@@ -202,16 +135,23 @@ def steps(machine: Machine) -> str:
 
 
 def runs(machine: Machine) -> str:
-    """As steps, with images a second where pictures are drawn."""
+    """As steps; then the steps that training took to its loss, and images a second: a row's seconds are an image's."""
     groups = machine.at("runs")
-    drawn = [
-        [label(row, machine.common), row.contender, NONE if row.noisy else figures((row.batch or 0) / row.median)]
-        for group in groups
-        for row in group.rows
-        if row.batch and row.what == "sample"
-    ]
-    images = table(["Sampling", "Contender", "Images a second"], drawn)
-    return "\n".join(one for one in (_beside(machine, groups) + _everybody(machine, groups), images) if one)
+
+    def each(what: str, figure: Callable[[Row], str]) -> list[list[str]]:
+        rows = [row for group in groups for row in group.rows if row.what == what]
+        return [[label(row, machine.common), row.contender, figure(row)] for row in rows]
+
+    def images(row: Row) -> str:
+        return "noisy" if row.noisy else figures(1 / row.median)
+
+    reached = each("reach", lambda row: NONE if row.steps is None else str(row.steps))
+    parts = (
+        _beside(machine, groups) + _everybody(machine, groups),
+        table(["Training", "Contender", "Steps to the loss"], reached),
+        table(["Sampling", "Contender", "Images a second"], each("images", images)),
+    )
+    return "\n".join(one for one in parts if one)
 
 
 def _beside(machine: Machine, groups: Sequence[Group]) -> str:
@@ -284,20 +224,22 @@ def loops(machine: Machine) -> str:
 
 
 def scaling(machine: Machine) -> str:
-    """The fitted exponent of each curve, and where the backend stops scaling."""
-    fits = {(f.case, f.axis, f.contender): f for result in machine.results for f in result.fits}
-    lines = []
-    for (case, axis), curves in standings.curves(machine).items():
-        for name, rows in curves.items():
-            fit = fits.get((case, axis, name))
-            error = f" ± {fit.stderr:.2f}" if fit and fit.stderr is not None else ""
-            quotable = [row for row in rows if not row.noisy]
-            span = f"{rows[0].x:g} to {rows[-1].x:g}"
-            exponent = f"{fit.exponent:.2f}{error}" if fit else NONE
-            lines.append([case, axis, span, name, exponent, *_reach(quotable)])
-    return table(
-        ["Case", "Axis", "From", "Contender", "Exponent of the time", "Best rate at", "Stops scaling at"], lines
-    )
+    """The exponent of each curve with its standard error and its number of points, and where it stops scaling."""
+    lines = [
+        [curve(key, machine.common), key.axis, f"{rows[0].x:g} to {rows[-1].x:g}", name, _exponent(rows), *_reach(rows)]
+        for key, curves in standings.curves(machine).items()
+        for name, rows in curves.items()
+    ]
+    head = ["Case", "Axis", "From", "Contender", "Exponent of the time (points)", "Best rate at", "Stops scaling at"]
+    return table(head, lines)
+
+
+def _exponent(rows: list[Row]) -> str:
+    found = standings.exponent(rows)
+    if found is None:
+        return NONE
+    exponent, error = found
+    return f"{exponent:.2f}{'' if error is None else f' ± {error:.2f}'} ({len(rows)})"
 
 
 def _reach(rows: list[Row]) -> list[str]:

@@ -4,17 +4,21 @@
     best peer            the one that the ratio is smallest over; of ours the best is the one with the least median
     quotable             not marked noisy
 
-Noisy rows are never the best of anything while a quotable one is there.
+A noisy row may be the best: then nothing that rests on who is best is quoted, rather than a slower row in its place.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from benchmarks.scaling import fit_exponent
 from benchmarks.stored import LEVELS, Ceiling, Result, Row, Spread
 
 NEAR_BEST = 0.8
 """A backend scales as long as its rate is at least this part of its best on the curve."""
+CARE = {"quick": 0, "default": 1, "full": 2}
+"""Of two files with the same row the one of the level with more rounds speaks; of one level, the newer."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,17 @@ class Group:
 
     @property
     def noisy(self) -> bool:
-        """Whether the ratio rests on a noisy row."""
-        return any(row.noisy for row in (self.ours, self.peer) if row)
+        """Whether the ratio rests on a noisy row, or a noisy one on either side has a lower median than its best."""
+        bests = [row for row in (self.ours, self.peer) if row]
+        return any(row.noisy and row.median <= b.median for b in bests for row in self.rows if row.ours == b.ours)
+
+    @property
+    def faster(self) -> list[Row]:
+        """Quotable peers that are faster than our best backend, if that can be quoted."""
+        ours = self.ours
+        if ours is None or ours.noisy:
+            return []
+        return [row for row in self.rows if not row.ours and not row.noisy and ratio(ours, row)[1] < 1]
 
     def by(self, contender: str) -> Row | None:
         return next((row for row in self.rows if row.contender == contender), None)
@@ -48,7 +61,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Machine:
-    """All results of one machine, newest last. groups: of each key the newest file's."""
+    """All results of one machine, newest last. groups: of each key one file's, the most careful, then the newest."""
 
     name: str
     results: tuple[Result, ...]
@@ -82,24 +95,31 @@ def machines(results: Iterable[Result]) -> list[Machine]:
     found = []
     for name, own in by_name.items():
         own.sort(key=lambda result: (result.started or "", result.name))
-        newest: dict[tuple[object, ...], list[Row]] = {}
-        for result in own:
+        speaks: dict[tuple[object, ...], list[Row]] = {}
+        newest = next((result.commit for result in reversed(own) if result.commit), None)
+        for result in sorted(own, key=lambda result: CARE.get(result.level or "default", 1)):
             theirs: dict[tuple[object, ...], list[Row]] = {}
             for row in result.rows:
-                theirs.setdefault(row.key, []).append(row)
-            newest |= theirs
-        groups = sorted(map(group, newest.values()), key=_order)
+                theirs.setdefault(row.key, []).append(replace(row, mark=_mark(result, newest)))
+            speaks |= theirs
+        groups = sorted(map(group, speaks.values()), key=_order)
         found.append(Machine(name, tuple(own), tuple(groups)))
     return sorted(found, key=lambda machine: (bool(machine.results[-1].machine.get("gpu")), machine.name))
 
 
-def group(rows: Iterable[Row]) -> Group:
-    """Rows of one key, with the best on either side; a row marked noisy counts only where there is no other."""
-    rows = tuple(rows)
-    ours = min((row for row in rows if row.ours), key=lambda row: (row.noisy, row.median), default=None)
+def _mark(result: Result, newest: str | None) -> str:
+    """What is to be said of every row of a file. newest: the commit that its machine was last measured at."""
+    other = "" if result.commit == newest else f"commit {result.commit[:7] if result.commit else 'not recorded'}"
+    return ", ".join(word for word in (other, "dirty" if result.dirty else "") if word)
 
-    def rank(row: Row) -> tuple[bool, float]:
-        return row.noisy, ratio(ours, row)[1] if ours else row.median
+
+def group(rows: Iterable[Row]) -> Group:
+    """Rows of one key, with the best on either side, noisy or not."""
+    rows = tuple(rows)
+    ours = min((row for row in rows if row.ours), key=lambda row: row.median, default=None)
+
+    def rank(row: Row) -> float:
+        return ratio(ours, row)[1] if ours else row.median
 
     return Group(rows, ours, min((row for row in rows if not row.ours), key=rank, default=None))
 
@@ -108,6 +128,8 @@ def ratio(ours: Row, other: Row) -> Spread:
     """The other's time / ours: above 1, ours is faster."""
     if other is ours:
         return None, 1.0, None
+    if not (ours.interleaved and other.interleaved):
+        return None, other.median / ours.median, None
     if other.contender in ours.over:
         return ours.over[other.contender]
     if ours.contender in other.over:
@@ -125,14 +147,8 @@ def _order(group: Group) -> tuple[object, ...]:
 
 
 def losses(machine: Machine) -> list[tuple[Group, Row, Spread]]:
-    """Every peer that was faster than our best backend at something, worst first: group, peer, its time / ours."""
-    found = [
-        (group, row, ratio(group.ours, row))
-        for group in machine.groups
-        if group.ours and not group.ours.noisy
-        for row in group.rows
-        if not row.ours and not row.noisy and ratio(group.ours, row)[1] < 1
-    ]
+    """Every quotable row of a peer faster than our best backend, worst first: group, peer, its time / ours."""
+    found = [(g, row, ratio(g.ours, row)) for g in machine.groups if g.ours for row in g.faster]
     return sorted(found, key=lambda one: one[2][1])
 
 
@@ -180,16 +196,33 @@ def rate(row: Row, bound: str | None) -> tuple[float, str] | None:
 # --- scaling ---------------------------------------------------------------------------------------------------------
 
 
-def curves(machine: Machine) -> dict[tuple[str, str], dict[str, list[Row]]]:
-    """Rows of the scaling level by (case, axis), then by contender, each along x."""
-    found: dict[tuple[str, str], dict[str, list[Row]]] = {}
+class Curve(NamedTuple):
+    """What all points of a curve have in common. threads: None on the axis of threads. mark: as of its rows."""
+
+    case: str
+    axis: str
+    precision: str | None
+    threads: int | None
+    mark: str
+
+
+def curves(machine: Machine) -> dict[Curve, dict[str, list[Row]]]:
+    """Quotable rows of the scaling level by what they have in common, then by contender, each along x."""
+    found: dict[Curve, dict[str, list[Row]]] = {}
     for row in [row for group in machine.at("scaling") for row in group.rows]:
-        if row.axis and row.x:
-            found.setdefault((row.case, row.axis), {}).setdefault(row.contender, []).append(row)
+        if row.axis and row.x and not row.noisy:
+            threads = None if row.axis == "threads" else row.threads
+            key = Curve(row.case, row.axis, row.precision or row.dtype, threads, row.mark)
+            found.setdefault(key, {}).setdefault(row.contender, []).append(row)
     for lines in found.values():
         for rows in lines.values():
             rows.sort(key=lambda row: row.x or 0)
     return found
+
+
+def exponent(rows: list[Row]) -> tuple[float, float | None] | None:
+    """Of time along a curve, with its standard error where there are three points: fitted to what is quotable alone."""
+    return fit_exponent([row.x or 0 for row in rows], [row.median for row in rows]) if len(rows) > 1 else None
 
 
 def efficiency(rows: list[Row]) -> list[float] | None:

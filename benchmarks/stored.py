@@ -4,6 +4,7 @@ A result file is JSON with "format": 1, what one call of `python -m benchmarks` 
 (machine, versions, commit, command …), the ceilings of that machine, rows, fitted exponents, and what was left out.
 A row is one contender at one case; rows whose `Row.key` is equal did the same work and may be set side by side.
 What `benchmarks/gpu.py` and `gpu_conv.py` store has an older form; `stored_gpu` turns a folder of it into such rows.
+Words that are not known here are left aside, so that a runner may store more. A precision has one name, `precision`.
 """
 
 import json
@@ -14,6 +15,8 @@ from typing import Any
 
 FORMAT = 1
 LEVELS = ("loops", "steps", "runs", "scaling")
+PRECISIONS = {"fp32": "float32", "fp64": "float64"}
+"""Other names of a precision."""
 
 Spread = tuple[float | None, float, float | None]
 """First quartile, median, third quartile; no quartiles where rounds were not paired."""
@@ -26,6 +29,9 @@ class Row:
     case: a name without the batch.   axis, x: what a scaling curve varies, and its value here.
     seconds: of each round.   over: other contender's time / this one's, round by round (quartiles and median).
     fraction: floor_seconds / median, of what the ceilings allow.   noisy: its spread is over the runner's bound.
+    steps: of a training run, those it took to its loss.   interleaved: its rounds were taken in turns with the others'.
+    mark: what a report has to say of the file that the row is from (another commit, changes that are not committed);
+    stored nowhere.
     """
 
     level: str
@@ -54,6 +60,9 @@ class Row:
     start_memory_gib: float | None = None
     compile_seconds: float | None = None
     agreement: dict[str, float] = field(default_factory=dict)
+    steps: int | None = None
+    interleaved: bool = True
+    mark: str = field(default="", metadata={"stored": False})
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -76,18 +85,23 @@ class Ceiling:
 
 @dataclass(frozen=True)
 class Fit:
-    """median ≈ c x^exponent along one axis of one case."""
+    """median ≈ c x^exponent along one axis of one case, as the call that measured it fitted all its points."""
 
     case: str
     contender: str
     axis: str
     exponent: float
     stderr: float | None = None
+    precision: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one call measured. name: the file, or the folder of older files, below the folder that was read."""
+    """What one call measured. name: the file, or the folder of older files, below the folder that was read.
+
+    elapsed_seconds: of the whole call.   load: the machine's load average when it began and when it ended.
+    """
 
     name: str
     machine: dict[str, Any]
@@ -99,6 +113,8 @@ class Result:
     started: str | None = None
     threads: int | None = None
     level: str | None = None
+    elapsed_seconds: float | None = None
+    load: tuple[float | None, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     fits: tuple[Fit, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
@@ -163,7 +179,7 @@ def _made(kind: type, given: Any, where: str) -> Any:
     _wanted(isinstance(given, dict), where, "an object", given)
     values = {}
     for one in fields(kind):
-        value = given.get(one.name)
+        value = given.get(one.name) if one.metadata.get("stored", True) else None
         if value is not None:
             check = _CHECKS.get((kind, one.name)) or _CHECKS.get(str(one.type)) or (lambda value, where: value)
             values[one.name] = check(value, f"{where}.{one.name}")
@@ -219,6 +235,16 @@ def _over(value: Any, where: str) -> dict[str, tuple[float, ...]]:
     return {name: tuple(_time(part, where) for part in one) for name, one in value.items()}
 
 
+def precision(value: Any, where: str = "precision") -> str:
+    """The one name of a precision: fp32 and float32 are the same."""
+    return PRECISIONS.get(_text(value, where), value)
+
+
+def _load(value: Any, where: str) -> tuple[float | None, ...]:
+    _wanted(isinstance(value, list) and len(value) == 2, where, "two load averages", value)
+    return tuple(None if one is None else _number(one, where) for one in value)
+
+
 def _numbers(value: Any, where: str) -> dict[str, float]:
     _wanted(isinstance(value, dict), where, "an object of numbers", value)
     return {name: _number(one, where) for name, one in value.items() if one is not None}
@@ -251,7 +277,9 @@ _CHECKS: dict[Any, Any] = {
     (Row, "quartiles"): _quartiles,
     (Row, "over"): _over,
     (Ceiling, "rate"): _time,
+    (Result, "load"): _load,
 }
+_CHECKS |= {(kind, "precision"): precision for kind in (Row, Ceiling, Fit)} | {(Row, "dtype"): precision}
 """By field, or by the type that a field is declared with."""
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_conv import TERABYTES, TERAFLOPS
-from benchmarks.stored import Ceiling, Result, Row, load
+from benchmarks.stored import Ceiling, Result, Row, load, precision
 
 STEP = re.compile(r"bench-(ours|torch(-compile|-autotune)?)-\w+-(train|sample)-\d+(-\w+)?\.json")
 CONTENDERS = {"own": ("cupy", True), "windows": ("cupy windows", True), "cudnn": ("torch cudnn", False)}
 """Of conv.json: whose it is, and whether it is ours."""
+MODES = {"compile": "compiled graph"}
+"""Of PyTorch, those that the runner calls otherwise: a compiled network in a CUDA graph."""
 PASSES = {"y": "forward", "dx": "input's gradient", "dW": "filter's gradient"}
 
 
@@ -79,7 +81,7 @@ def _ours(stored: dict[str, Any]) -> list[Row]:
             **how,
             contender=name,
             median=stored[mode]["median_ms"] / 1e3,
-            precision=stored["precision"],
+            precision=precision(stored["precision"]),
             peak_memory_gib=stored[mode]["held_gib"],
         )
         for mode, name in names.items()
@@ -95,9 +97,9 @@ def _torch(row: dict[str, Any]) -> Row:
         what=row["what"],
         preset=row["case"],
         batch=row["batch"],
-        contender=f"torch {row['mode']}",
+        contender=_peer(row),
         ours=False,
-        precision=row["precision"],
+        precision=precision(row["precision"]),
         seconds=seconds,
         median=statistics.median(seconds),
         peak_memory_gib=row.get("peak_memory_gib"),
@@ -105,8 +107,12 @@ def _torch(row: dict[str, Any]) -> Row:
     )
 
 
+def _peer(row: dict[str, Any]) -> str:
+    return f"torch {MODES.get(row['mode'], row['mode'])}"
+
+
 def _called(row: dict[str, Any]) -> str:
-    return f"torch {row['mode']}, {row['what']} {row['case']}, batch {row['batch']}, {row['precision']}"
+    return f"{_peer(row)}, {row['what']} {row['case']}, batch {row['batch']}, {row['precision']}"
 
 
 def _reason(row: dict[str, Any]) -> str:
@@ -129,7 +135,7 @@ def _convolution(stored: dict[str, Any]) -> list[Row]:
                     batch=n,
                     contender=contender,
                     ours=ours,
-                    precision=stored["precision"],
+                    precision=precision(stored["precision"]),
                     median=seconds,
                     flops=2.0 * n * size * size * 9 * c * d,
                     bytes=4.0 * n * size * size * (c + d),
@@ -143,5 +149,7 @@ def _convolution(stored: dict[str, Any]) -> list[Row]:
 
 def _ceilings(precisions: set[str]) -> tuple[Ceiling, ...]:
     """The rates that the floors are of."""
-    products = [Ceiling("gemm", 1e3 * TERAFLOPS[p], "GFLOP/s", p, measured=False) for p in sorted(precisions)]
+    products = [
+        Ceiling("gemm", 1e3 * TERAFLOPS[p], "GFLOP/s", precision(p), measured=False) for p in sorted(precisions)
+    ]
     return (*products, Ceiling("copy", 1e3 * TERABYTES, "GB/s", measured=False))

@@ -63,6 +63,7 @@ class Backend:
     device = "CPU"
     note = ""
     threads: int | None = None
+    precision: str | None = None  # of its matrix products, where it has more than one
 
     def __init__(self, threads: int | None = None) -> None:
         if threads is not None:

@@ -166,8 +166,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"ddpm-ref: {error}", file=sys.stderr)
         return 2
     except MemoryError as error:
-        less = "--micro-batch" if args.command == "train" else "--draw-batch"
-        print(f"ddpm-ref: out of memory ({error}); a smaller {less} needs less", file=sys.stderr)
+        less = {"train": "--micro-batch", "likelihood": "--batch", "rate_distortion": "--batch"}
+        print(
+            f"ddpm-ref: out of memory ({error}); a smaller {less.get(args.command, '--draw-batch')} needs less",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("ddpm-ref: interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What the sender and the receiver of Algorithms 3 and 4 share, and what each step is expected to cost them (§4.3)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -14,7 +15,8 @@ from ddpm_ref.reverse import PARAMETRISATIONS, Model, Noise, ReverseStep, p_mean
 from ddpm_ref.schedule import Schedule, Table
 
 LARGEST_KL = 12  # bits expected of a block
-CANDIDATES = 14  # log₂ of the candidates expected of one: milliseconds
+CANDIDATES = 16  # log₂ of the candidates expected of one: tens of milliseconds
+_CHUNK = 2**17  # probabilities of grey levels held at a time, 1 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +70,18 @@ class Codebook:
         output = self.model(x_t, t)
         return p_mean_var(self.schedule, x_t, t, output, predicts=self.predicts, var=self.sigma2, clip=self.clip)
 
-    def decoder(self, p: ReverseStep) -> Array:
-        """p_θ(x_0 | x_1) of every element over all grey levels (Eq. 13), as whole numbers, (n·D, levels)."""
+    def decoder(self, p: ReverseStep) -> Iterator[Array]:
+        """p_θ(x_0 | x_1) of every element over all grey levels (Eq. 13), as whole numbers.
+
+        (N, levels) at a time, of at most 2^17 numbers; N are n·D in all.
+        """
         mean = p.mean.reshape(-1, 1)
-        grid = np.broadcast_to(self.scaled(np.arange(self.levels)), (len(mean), self.levels))
         var = np.broadcast_to(p.var, p.mean.shape).reshape(-1, 1)
-        return code.frequencies(np.exp(discretized_gaussian_log_likelihood(grid, mean, var, self.levels)[0]))
+        step = max(1, _CHUNK // self.levels)
+        for which in (slice(first, first + step) for first in range(0, len(mean), step)):
+            grid = np.broadcast_to(self.scaled(np.arange(self.levels)), (len(mean[which]), self.levels))
+            log_p, _ = discretized_gaussian_log_likelihood(grid, mean[which], var[which], self.levels)
+            yield code.frequencies(np.exp(log_p))
 
     def scaled(self, grey: Array) -> Array:
         """Grey levels 0 … levels-1 as x in [-1, 1]."""

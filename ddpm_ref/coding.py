@@ -15,8 +15,9 @@ some bits beyond its KL, and one step of n copies no more than one of one.
 Both sides must compute the same p_θ to the last bit: the same model, libraries, threads and machine.
 
 A step's n·D coordinates are coded in blocks, since one takes about max q/p candidates: equal ones, of whose KL and
-log₂ max q/p both sides expect 12 and 14 bits at most (`Codebook.blocks`). Where one would take over 2^18 after all, the
-sender halves it and says so. So memory is that of a few arrays of 2^17 numbers, and a message is expected to take
+log₂ max q/p both sides expect 12 and 16 bits at most (`Codebook.blocks`). Where one would take over 2^20 after all, the
+sender halves it and says so; grey levels are coded some at a time. So memory is that of the x_t and x̂_0 of the steps
+that are kept, and of some arrays of 2^17 numbers, and a message is expected to take
 
     under  L_0 + Σ_blocks [KL + log₂(KL + 1) + 5] + OVERHEAD + 2 log₂ n  bits.
 """
@@ -33,7 +34,7 @@ from ddpm_ref.codebook import Codebook, step_kl
 from ddpm_ref.forward import q_mean_var, q_posterior
 from ddpm_ref.minimal_random_coding import LARGEST_STREAM, GaussianBlock, Stream, choose_from
 
-MOST_CANDIDATES = 18  # log₂ of a block's, before it is halved: a fraction of a second
+MOST_CANDIDATES = 20  # log₂ of a block's, before it is halved: about a second
 CHECK = 16  # bits: of the check sum of x_0
 OVERHEAD = 1 + CHECK + code.CONTAINER
 _HALVE = 1 << 12  # 1/16 in units of 2^-16, the probability of halving; not to halve costs 0.09 bits
@@ -52,7 +53,10 @@ class End(Protocol):
         """The index K of the block's candidate; expected: its KL in bits."""
 
     def grey(self, freq: Array) -> Array:
-        """x_0's grey levels, (n·D,), by their frequencies (n·D, levels)."""
+        """The next N of x_0's grey levels, (N,), by their frequencies (N, levels)."""
+
+    def finish(self, grey: Array) -> None:
+        """x_0 is complete: its grey levels, (n·D,)."""
 
 
 class _Line:
@@ -70,7 +74,9 @@ class _Line:
             yield t, x_t, p.x_0_hat
             if t > 1:
                 x_t = self._gaussians(t - 1, x_t, p.mean, p.var)
-        x_0 = book.scaled(self.end.grey(book.decoder(p))).reshape(x_t.shape)
+        grey = np.concatenate([self.end.grey(freq) for freq in book.decoder(p)])
+        self.end.finish(grey)
+        x_0 = book.scaled(grey).reshape(x_t.shape)
         yield 0, x_0, x_0
 
     def _gaussians(self, t: int, x: Array | None, mean: Array, var: Array) -> Array:
@@ -116,13 +122,15 @@ class Sent(NamedTuple):
 class Transmission(NamedTuple):
     """A message and what it is made of.
 
-    blocks: of x_T … x_1.  x_0_bits: -log₂ p_θ(x_0 | x_1) of each copy, L_0, (n,).
+    blocks: of x_T … x_1.  x_0_bits: -log₂ p_θ(x_0 | x_1) of each copy, L_0, (n,).  grey_bits: what its code took, in
+    all; it differs by the rounding of probabilities to 16 bits.
     steps: (t, x_t, x̂_0) as the receiver will see them.
     """
 
     message: bytes
     blocks: list[Sent]
     x_0_bits: Array
+    grey_bits: float
     steps: list[tuple[int, Array, Array]]
 
 
@@ -130,6 +138,8 @@ class _Sender:
     def __init__(self, book: Codebook, x_0: Array) -> None:
         self.book, self.x_0 = book, x_0
         self.writer, self.blocks = code.Writer(), list[Sent]()
+        self.grey_levels = np.rint((x_0.reshape(-1) + 1) / 2 * (book.levels - 1)).astype(np.int64)
+        self.grey_sent, self.grey_bits = 0, 0.0
         code.put_count(self.writer, len(x_0))
 
     def begin(self, t: int, x: Array | None) -> None:
@@ -158,10 +168,14 @@ class _Sender:
         return GaussianBlock(self.mean_q[which], self.var_q[which], mean_p, var_p)
 
     def grey(self, freq: Array) -> Array:
-        grey = np.rint((self.x_0.reshape(-1) + 1) / 2 * (self.book.levels - 1)).astype(np.int64)
+        grey = self.grey_levels[self.grey_sent : self.grey_sent + len(freq)]
         code.put_symbols(self.writer, grey, freq)
-        code.put_uniform(self.writer, _check_sum(grey), CHECK)
+        self.grey_sent += len(grey)
+        self.grey_bits += float((code.PRECISION - np.log2(freq[np.arange(len(grey)), grey])).sum())
         return grey
+
+    def finish(self, grey: Array) -> None:
+        code.put_uniform(self.writer, _check_sum(grey), CHECK)
 
 
 def transmit(book: Codebook, x_0: Array, seed: int) -> Transmission:
@@ -171,7 +185,8 @@ def transmit(book: Codebook, x_0: Array, seed: int) -> Transmission:
     sender = _Sender(book, x_0)
     steps = list(_Line(book, seed, sender).steps(len(x_0)))
     x_1 = steps[-2][1]
-    return Transmission(sender.writer.message(), sender.blocks, step_kl(book, x_0, x_1, 1), steps)
+    x_0_bits = step_kl(book, x_0, x_1, 1)
+    return Transmission(sender.writer.message(), sender.blocks, x_0_bits, sender.grey_bits, steps)
 
 
 def send(book: Codebook, x_0: Array, seed: int) -> bytes:
@@ -215,11 +230,12 @@ class _Receiver:
         return code.take_index(self.reader, expected)
 
     def grey(self, freq: Array) -> Array:
-        grey = code.take_symbols(self.reader, freq)
+        return code.take_symbols(self.reader, freq)
+
+    def finish(self, grey: Array) -> None:
         if code.take_uniform(self.reader, CHECK) != _check_sum(grey):
             raise code.foreign()
         self.reader.finish()
-        return grey
 
 
 def receive(book: Codebook, message: bytes, seed: int) -> Iterator[tuple[int, Array, Array]]:

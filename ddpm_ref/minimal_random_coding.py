@@ -8,6 +8,7 @@ and arrival times T_1 < T_2 < … of a Poisson process of rate 1; with w = q / p
 Z_K is an exact draw of q: the points (Z_i, T_i / w(Z_i)) are again a Poisson process, of intensity q, and its first
 point is a draw of q. The search ends exactly: no i can win after T_i / max w has passed the best T_j / w(Z_j) so far,
 which happens after max w candidates on average. So what is coded at once must be cut into blocks (`log_ratio_max`).
+"Exact" is up to the candidates: the counted stream's normals are float32 of 24 random bits each, cut at 5.77 σ.
 
 How long is K? Let D = KL(q ‖ p) in bits and v the total variation between q and p, v ≤ min(1, √(D log 2 / 2)).
 

@@ -48,9 +48,14 @@ def shared(parser: argparse.ArgumentParser, where: str) -> None:
 
 
 def drawing(
-    parser: argparse.ArgumentParser, *, checkpoint: bool = False, count: bool = True, temperature: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    checkpoint: bool = False,
+    count: bool = True,
+    temperature: bool = True,
+    draws: bool = True,
 ) -> None:
-    """How to sample: Algorithm 2 and the released code's variations."""
+    """How to sample: Algorithm 2 and the released code's variations.  draws: images, not only their bound."""
     if checkpoint:
         parser.add_argument("checkpoint", help="a checkpoint, or a run's folder (its newest)")
         parser.add_argument("--var", choices=("beta", "beta_tilde", "learned"), help="σ_t² (as trained unless given)")
@@ -58,7 +63,8 @@ def drawing(
         parser.set_defaults(var=None)
     if count:
         parser.add_argument("--count", type=int, default=100, metavar="N", help="how many images to draw")
-    parser.add_argument("--draw-batch", type=int, default=100, metavar="N", help="images drawn at a time")
+    if draws:
+        parser.add_argument("--draw-batch", type=int, default=100, metavar="N", help="images drawn at a time")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged or last parameters")
     if temperature:
         parser.add_argument("--temperature", type=float, default=1.0, help="factor on σ_t z")

@@ -35,13 +35,14 @@ def small(folder: Path, setup: Setup = SETUP, cells: str = "mu-learned eps-simpl
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """Every file that depends on the settings alone, a run's newest checkpoint by its vectors.
+    """The names of all files and what depends on the settings alone in them, a run's checkpoint by its vectors.
 
     Times and commands are in run.json and log.csv, and the order of a checkpoint's header is by chance.
     """
-    paths = [p for p in folder.rglob("*.*") if p.name not in ("run.json", "log.csv") and p.suffix != ".safetensors"]
+    paths = [p for p in folder.rglob("*") if p.is_file()]
+    named = [p for p in paths if p.name in ("run.json", "log.csv") or p.suffix == ".safetensors"]
     states = {run: load_checkpoint(run).state for run in folder.glob("*/seed-*")}
     vectors = {
         f"{run.relative_to(folder)} {v}": getattr(state, v).tobytes() for run, state in states.items() for v in VECTORS
     }
-    return {str(p.relative_to(folder)): p.read_bytes() for p in paths} | vectors
+    return {str(p.relative_to(folder)): b"" if p in named else p.read_bytes() for p in paths} | vectors

@@ -1,4 +1,7 @@
-"""Result files that nobody measured: times drawn around chosen medians, for the tests of reports and comparisons."""
+"""Result files that nobody measured: times drawn around chosen medians, for the tests of reports and comparisons.
+
+Rows have the fields that `benchmarks.rounds` writes, and of each level the values; a test holds them to a real run's.
+"""
 
 import json
 from pathlib import Path
@@ -15,10 +18,20 @@ CASES = [
     ("sample cifar10", "sample", "cifar10", 1, 0.06),
 ]  # fmt: skip
 LOOPS = [
-    ("conv3x3 8x32x32x128→128", "conv3x3", 2.4e9, 9e6), ("conv3x3 16x16x16x128→128", "conv3x3", 1.2e9, 5e6),
+    ("conv3x3 8x32x32x128→128", "conv3x3", 2.4e9, 9e6), ("conv3x3 8x16x16x128→128", "conv3x3", 1.2e9, 5e6),
     ("dense 8192x384→128", "dense", 8e8, 2e7), ("attention 8x256x256", "attention", 5e8, 8e6),
     ("group_norm 8x32x32x128", "group_norm", 8e6, 8e6), ("update 35746307", "update", 5e8, 1.4e9),
 ]  # fmt: skip
+CURVES = [
+    ("batch", "train", "base32", (1, 2, 4, 8, 16), 0.9), ("T", "chain", "digits", (10, 100, 1000), 1.0),
+    ("threads", "train", "base32", (1, 2), -0.7),
+]  # fmt: skip
+ROW: dict[str, Any] = {
+    "axis": None, "x": None, "dtype": "float32", "precision": "float32", "threads": 2, "noisy": False, "flops": 1e9,
+    "bytes": 1e8, "floor_seconds": None, "version": "made up", "start_memory_gib": 0.1, "compile_seconds": 1.0,
+    "peak_memory_gib": 0.2, "agreement": {"output": 1e-7}, "unit": "s",
+}  # fmt: skip
+"""What a row has where its group does not say otherwise."""
 
 
 def made_up(
@@ -38,33 +51,36 @@ def made_up(
     rows = []
     for case, what, preset, batch, base in CASES:
         memory = {"peak_memory_gib": 0.2 + base, "start_memory_gib": 0.15, "compile_seconds": 3.0 * base}
-        work = {"flops": 1e11 * base, "bytes": 5e9 * base, "floor_seconds": 0.4 * base, "precision": "float32"}
+        work = {"flops": 1e11 * base, "bytes": 5e9 * base, "floor_seconds": 0.4 * base}
         rows += group(
             list(SPEED), base, level="steps", case=case, what=what, preset=preset, batch=batch, **memory, **work
         )
     for case, what, flops, size in LOOPS:
-        floor = max(flops / 2e11, size / 2e10)
-        work = {"flops": flops, "bytes": size, "floor_seconds": floor, "precision": "float32"}
+        floor, batch = max(flops / 2e11, size / 2e10), 1 if what == "update" else 8
+        work = {"flops": flops, "bytes": size, "floor_seconds": floor, "preset": "cifar10", "batch": batch}
         rows += group(["numba", "numpy"], 1.4 * floor, level="loops", case=case, what=what, **work)
+    run = {"level": "runs", "preset": "digits", "batch": 64}
     rows += group(
-        ["numba", "torch compile"], 20.0, level="runs", case="train digits to 0.05", what="train", preset="digits"
-    )
-    rows += group(["numba", "torch compile"], 5.0, level="runs", case="sample digits", what="sample", batch=64)
-    for axis, xs, law in (("batch", (1, 2, 4, 8, 16), 0.9), ("T", (10, 100, 1000), 1.0), ("threads", (1, 2), -0.7)):
+        ["numba", "torch contiguous"], 20.0, case="train digits to loss 0.11", what="reach", flops=0, bytes=0,
+        peak_memory_gib=None, start_memory_gib=None, steps=812, **run,
+    )  # fmt: skip
+    rows += group(["numba", "torch compile"], 0.05, case="image digits", what="images", **run)
+    fits = []
+    for axis, what, preset, xs, law in CURVES:
+        where = {"level": "scaling", "case": f"{what} {preset} by {axis}", "what": what, "preset": preset, "axis": axis}
+        names = ["numba", "numpy", "torch compile"]
         for x in xs:
-            base, where = 0.01 * x**law, {"axis": axis, "x": x, "threads": x if axis == "threads" else 2}
-            rows += group(["numba", "numpy", "torch compile"], base, level="scaling", case="sample digits", **where)
-    fits = [
-        {"case": "sample digits", "contender": name, "axis": axis, "exponent": law, "stderr": 0.01}
-        for axis, law in (("batch", 0.9), ("T", 1.0), ("threads", -0.7))
-        for name in ("numba", "numpy", "torch compile")
-    ]
+            own = {"batch": {"batch": x}, "threads": {"threads": x, "batch": 8}}.get(axis, {"batch": 16})
+            flops = 1e9 if axis == "threads" else 1e9 * x
+            rows += group(names, 0.01 * x**law, **where, x=x, flops=flops, **own)
+        named = {"case": where["case"], "axis": axis, "exponent": law, "stderr": 0.01 if len(xs) > 2 else None}
+        fits += [{"contender": name, **named} for name in names]
     return {
         "format": 1,
         "machine": {"name": "2x Made Up", "cpu": "Made Up", "cores": 2, "memory_gib": 8.0, "gpu": None, "os": "none"},
         "versions": {"python": "3.12", "numpy": "2.5", "torch": "2.13"},
         "commit": "0123456789", "dirty": False, "command": "python -m benchmarks", "started": "2026-01-02T03:04:05",
-        "threads": 2, "level": "default",
+        "threads": 2, "level": "full", "elapsed_seconds": 754.2, "load": [0.5, 2.05],
         "ceilings": [
             {"what": "gemm", "precision": "float32", "threads": 2, "rate": 200.0, "unit": "GFLOP/s"},
             {"what": "copy", "precision": None, "threads": 2, "rate": 20.0, "unit": "GB/s"},
@@ -78,9 +94,9 @@ def row_of(name: str, times: dict[str, np.ndarray], facts: dict[str, Any]) -> di
     own = times[name]
     over = {other: list(np.quantile(t / own, [0.25, 0.5, 0.75])) for other, t in times.items() if other != name}
     low, median, high = np.quantile(own, [0.25, 0.5, 0.75])
-    return {"threads": 2, "dtype": "float32", "unit": "s", "noisy": False} | facts | {
+    return ROW | facts | {
         "contender": name, "ours": name in OURS, "seconds": list(own), "median": median, "quartiles": [low, high],
-        "over": over, "fraction": facts["floor_seconds"] / median if "floor_seconds" in facts else None,
+        "over": over, "fraction": facts["floor_seconds"] / median if facts.get("floor_seconds") else None,
     }  # fmt: skip
 
 

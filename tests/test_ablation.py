@@ -17,12 +17,14 @@ from PIL import Image
 from small_ablation import SETUP, SOURCE, results, small, small_setup
 
 import ddpm_ref
-from ddpm_ref import AdamSettings, Objective, UNet
+from ddpm_ref import AdamSettings, Backend, Objective, UNet
 from ddpm_ref.dataset_likelihood import dataset_bound
-from ddpm_ref.experiments import ablation_runs
-from ddpm_ref.experiments.ablation import SUBJECT, total_steps
+from ddpm_ref.experiments import ablation_runs, quality
+from ddpm_ref.experiments import features as features_module
+from ddpm_ref.experiments.ablation import SUBJECT, ablation, total_steps
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
 from ddpm_ref.experiments.ablation_runs import Stopped, new_judge, saved_samples
+from ddpm_ref.experiments.features import frechet_of_features, train_features
 from ddpm_ref.experiments.quality import frechet_distance
 from ddpm_ref.files.checkpoint import load_checkpoint
 from ddpm_ref.train import TrainSettings
@@ -60,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def test_the_folder_holds_a_run_for_each_cell_and_seed(whole):
     folder, result = whole
     names = {"likelihood.json", "quality.json", "samples.npz", "samples.png", "run.json", "log.csv"}
-    names |= {"checkpoint-00000000.safetensors", "checkpoint-00000012.safetensors"}
+    names |= {"checkpoint-00000012.safetensors"}
     top = {"ablation.json", "ablation.csv", "ablation.png", "settings.json"}
     runs = [f"{cell}/seed-{seed}" for cell in ("mu-learned", "eps-simple") for seed in (3, 4)]
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -89,6 +91,36 @@ def test_the_numbers_are_those_of_the_samples_and_of_the_bound(whole):
     )
     assert numbers["bits_held_out"] == pytest.approx(bound.total.mean() / math.log(2), rel=1e-6)
     assert numbers["bits_train"] != numbers["bits_held_out"]
+
+
+def test_a_judge_looks_at_no_more_images_than_it_can_and_at_all_for_the_nearest(monkeypatch, rng):
+    train, x = SETUP.train, SETUP.held_out.x_0(dtype=np.float64)
+    rows, whole = train.x_0(dtype=np.float64), new_judge(train)(x)
+    monkeypatch.setattr(ablation_runs, "COMPARED", 20)
+    judge = new_judge(train)
+    found = judge(x)
+    assert found["frechet"] == frechet_distance(x.reshape(12, -1), rows[:20].reshape(20, -1))
+    features = judge.network(rows[:20])
+    assert found["frechet_features"] == pytest.approx(frechet_of_features(judge.network(x), features))
+    assert np.array_equal(judge.manifold.points, features)
+    assert (
+        found["nearest_median"]
+        == whole["nearest_median"]
+        != pytest.approx(np.median(quality.nearest_distances(x, rows[:20])[0]))
+    )
+    assert found["class_share"] == whole["class_share"] and found["frechet"] != whole["frechet"]
+    calls = []
+    monkeypatch.setattr(quality, "moments", lambda name, x: calls.append(name) or (x.mean(axis=0), np.cov(x.T)))
+    again = new_judge(train)
+    again(x), again(x)
+    assert calls == ["train", "images", "images"]
+    monkeypatch.setattr(quality, "CLASSIFIED", 25)
+    monkeypatch.setattr(features_module, "CLASSIFIED", 25)
+    few = new_judge(train)
+    same = train_features(rows[:25], train.labels[:25])
+    assert all(np.array_equal(a, b) for a, b in zip(few.network.weights, same.weights, strict=True))
+    p = quality.train_classifier(rows[:25], train.labels[:25]).predict_proba(x.reshape(12, -1))
+    assert np.array_equal(few.classifier.predict_proba(x.reshape(12, -1)), p)
 
 
 def test_samples_are_drawn_as_the_cell_predicts_with_the_runs_seed(whole):
@@ -139,6 +171,58 @@ def test_a_signal_stops_the_training_where_it_is_and_the_call_goes_on_bit_for_bi
     assert load_checkpoint(tmp_path / "mu-learned/seed-3").state.step == 5
     small(tmp_path)
     assert results(tmp_path) == results(whole[0])
+
+
+def test_a_run_that_saved_more_often_and_was_killed_while_it_wrote_leaves_the_same_files(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_runs, "SAVE_EVERY", 5)
+
+    def kill(steps: int, what: str) -> None:
+        if what.endswith("likelihood"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        small(tmp_path, progress=kill)
+    run = tmp_path / "mu-learned/seed-3"
+    assert [p.name for p in run.glob("*.safetensors")] == ["checkpoint-00000012.safetensors"]
+    for folder, name in ((run, "likelihood.json"), (run, "samples.png"), (tmp_path, "ablation.json")):
+        (folder / f".{name}.4711.tmp").write_text("half")
+    small(tmp_path)
+    assert results(tmp_path) == results(whole[0])
+
+
+def test_a_kill_before_the_settings_were_written_leaves_an_empty_folder(whole, tmp_path):
+    (tmp_path / ".settings.json.4711.tmp").write_text("{")
+    (tmp_path / ".writable").touch()
+    small(tmp_path)
+    assert results(tmp_path) == results(whole[0])
+    (tmp_path / "other").mkdir()
+    for name in ("letter.txt", ".settings.json.4711.tmp", ".mine.tmp"):
+        (tmp_path / "other" / name).write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        small(tmp_path / "other")
+    assert len(list((tmp_path / "other").iterdir())) == 3, "and what is not ours is left alone"
+
+
+def test_a_folder_takes_no_other_backend_or_batch_but_any_number_of_threads(whole, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(whole[0], folder)
+
+    class Other(Backend):
+        name = "other"
+        precision = "tf32"
+
+    seeds, cells = (3, 4), [CELLS["mu-learned"], CELLS["eps-simple"]]
+    with pytest.raises(ValueError, match=r"backend\.name = 'numpy' before, 'other' now; backend\.precision = None"):
+        ablation(folder, SETUP, cells=cells, seeds=seeds, backend=Other())
+    with pytest.raises(ValueError, match="draw_batch = 100 before, 7 now; choose another folder"):
+        small(folder, batch=7)
+    threads = Backend()
+    threads.threads = 3
+    ablation(folder, SETUP, cells=cells, seeds=seeds, backend=threads)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings.pop("backend") == {"name": "numpy", "precision": None} and settings.pop("draw_batch") == 100
+    (folder / "settings.json").write_text(json.dumps(settings))
+    small(folder, batch=7)  # a folder from before these were noted
 
 
 def test_what_is_done_is_not_done_again_and_counts_as_done(whole, tmp_path, monkeypatch):
@@ -210,8 +294,10 @@ def test_bad_cells_seeds_and_setups_are_errors_before_any_work(tmp_path):
         small(tmp_path / "new", cells="")
     with pytest.raises(ValueError, match="steps: wanted an integer >= 1, got 0"):
         small_setup(steps=0)
-    with pytest.raises(ValueError, match=r"every: wanted an integer in 1\.\.12, got 13"):
-        small_setup(every=13)
+    with pytest.raises(ValueError, match="every: wanted at most half of the 12 images, for a standard error, got 7"):
+        small_setup(every=7)
+    with pytest.raises(ValueError, match="every: wanted an integer >= 1, got 0"):
+        small_setup(every=0)
     with pytest.raises(ValueError, match="temperature"):
         small_setup(temperature=-1.0)
     assert not (tmp_path / "new").exists()
@@ -235,11 +321,11 @@ def test_a_training_that_diverges_is_marked_and_its_numbers_are_there(tmp_path):
     told = json.loads((run / "diverged.json").read_text())
     assert told["message"].startswith(f"step {told['step'] + 1}: loss")
     assert load_checkpoint(run).state.step == told["step"] == result.cells[0].runs[0].diverged
-    reasons = result.cells[0].unstable(result.limits)
+    reasons = result.cells[0].reasons(result.limits)
     assert reasons[0] == f"seed 3: training diverged after step {told['step']}" and len(reasons) > 1
     data = json.loads((tmp_path / "ablation.json").read_text())["result"]["cells"][0]
-    assert data["unstable"] is True and data["reasons"] == reasons and data["seeds"][0]["diverged"] == told["step"]
-    assert "ε, L, fixed isotropic Σ *" in result.table() and f"unstable ({reasons[0]}" in result.table()
+    assert data["mark"] == "diverged" and data["reasons"] == reasons and data["seeds"][0]["diverged"] == told["step"]
+    assert "ε, L, fixed isotropic Σ *" in result.table() and f"diverged ({reasons[0]}" in result.table()
     before = results(tmp_path)
     small(tmp_path, setup, cells="eps-fixed", seeds=(3,))
     assert results(tmp_path) == before, "and it is not trained again"
@@ -253,7 +339,8 @@ def test_samples_that_are_not_finite_are_marked_and_written_as_null(tmp_path, mo
 
     monkeypatch.setattr(UNet, "bind", broken)
     result = small(tmp_path, cells="eps-simple", seeds=(3, 4))
-    assert result.cells[0].unstable(result.limits) == [
+    assert result.cells[0].mark(result.limits) == "diverged"
+    assert result.cells[0].reasons(result.limits) == [
         f"seed {seed}: {reason}" for seed in (3, 4) for reason in ("samples are not finite", "the bound is not finite")
     ]
     data = json.loads((tmp_path / "ablation.json").read_text(), parse_constant=lambda name: pytest.fail(name))

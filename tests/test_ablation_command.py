@@ -28,7 +28,7 @@ def smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*arguments: object) -> Done:
-    return call("ablation", "--steps", 2, "--every", 5, "--backend", "numpy", *arguments)
+    return call("ablation", "--steps", 2, "--every", 3, "--backend", "numpy", *arguments)
 
 
 def test_the_command_prints_the_table_and_what_was_found_and_goes_on_when_given_again(smaller):
@@ -46,6 +46,7 @@ def test_the_command_prints_the_table_and_what_was_found_and_goes_on_when_given_
     kept = json.loads(before.pop("ablation.json"))["result"]
     assert json.loads(after.pop("ablation.json"))["result"] == kept and after == before
     assert "steps = 2 before, 3 now" in command(*arguments, "--steps", 3).error
+    assert "draw_batch = 100 before, 4 now" in command(*arguments, "--draw-batch", 4).error
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,8 @@ def test_the_command_prints_the_table_and_what_was_found_and_goes_on_when_given_
     [
         (("--seeds", 0), "--seeds: wanted an integer >= 1, got 0"),
         (("--steps", 0), "--steps: wanted an integer >= 1, got 0"),
-        (("--every", 0), "every: wanted an integer in 1..6, got 0"),
+        (("--every", 0), "every: wanted an integer >= 1, got 0"),
+        (("--every", 4), "every: wanted at most half of the 6 images, for a standard error, got 4"),
         (("--temperature", "nan"), "temperature: wanted a finite number"),
         (("--data", "nowhere"), "nowhere: does not exist"),
         (("--data", "bare.npy"), "bare.npy: an ablation wants data with labels, which the judges of samples need"),

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import ddpm_ref
 from ddpm_ref.experiments import published
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
 from ddpm_ref.experiments.ablation_findings import (
@@ -99,11 +101,45 @@ def test_a_sentence_holds_claim_verdict_and_numbers():
         "95% interval +0.752 … +1.25. The paper: 3 against 13."
     )
     broken = decide(LOWER, lambda _: [1, 1.1], lambda _: [2, NO])
-    assert broken.sentence().startswith("a is better than b: holds (b: not finite). ")
-    assert "seed by seed: +1, not finite. The paper" in broken.sentence()
+    assert broken.sentence().startswith("a is better than b: holds. Fréchet")
+    assert "seed by seed: +1, not finite (b: not finite). The paper" in broken.sentence()
     single = decide(LOWER, lambda _: [1], lambda _: [3])
-    assert "not decided at this spread (a single seed has no spread)" in single.sentence()
-    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["verdict"] == HOLDS
+    assert "a is better than b: not decided at this spread. " in single.sentence()
+    assert "mean +2 (a single seed has no spread). The paper" in single.sentence()
+    data = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert (data["text"], data["verdict"], data["paper"]) == ("a is better than b", HOLDS, "3 against 13")
+    assert data["sentence"] == f"{data['text']}: {data['verdict']}. {data['numbers']}. The paper: {data['paper']}."
+
+
+def test_a_sentence_of_likeness_holds_the_margin():
+    numbers = decide(ALIKE, lambda _: [10, 10.1], lambda _: [10, 10]).numbers()
+    assert numbers.endswith("; alike if surely within 25% of b's mean, 2.5")
+    single = decide(ALIKE, lambda _: [10], lambda _: [12]).numbers()
+    assert single.endswith("; alike if surely within 25% of b's mean, 3 (a single seed has no spread)")
+    missing = decide(ALIKE, lambda _: [10, 10], lambda _: [10, NO]).numbers()
+    assert missing.endswith("; alike if surely within 25% of b's mean (b: not finite)")
+
+
+def test_reasons_are_given_for_the_digits_alone_and_only_where_a_claim_does_not_hold():
+    digits, others = replace(result(), setup={"data": {"source": "digits"}}), result()
+    told = [finding.as_dict() for finding in digits.findings]
+    pairs = list(zip(CLAIMS, digits.findings, strict=True))
+    assert [one["why"] for one in told] == [c.why if f.verdict != HOLDS else "" for c, f in pairs]
+    assert sum(bool(one["why"]) for one in told) == 1 and sum(bool(claim.why) for claim in CLAIMS) == 4
+    ends = [f" {one['why']}." if one["why"] else f"The paper: {one['paper']}." for one in told]
+    assert all(one["sentence"].endswith(end) for one, end in zip(told, ends, strict=True))
+    assert not any(finding.why for finding in others.findings)
+
+
+def test_the_numbers_in_the_reasons_are_those_of_the_schedule():
+    schedule = ddpm_ref.Schedule.linear(1000)
+    weights = ddpm_ref.bound_weights(schedule)[1:]
+    deviation = np.sqrt(ddpm_ref.reverse_variance(schedule, "beta"))[1:]
+    few_bits, fine = (claim.why for claim in (CLAIMS[2], CLAIMS[3]))
+    assert f"{weights[0] / weights.min():.0f} times as much at t = 1 as at t = {weights.argmin() + 1}." in few_bits
+    assert weights.argmax() == 0 and f"σ_1 = {deviation[0]:.3f} " in few_bits
+    assert f"σ_t, {deviation.min():.3f} … {deviation.max():.2f}, before" in fine
+    assert f"batches of {ddpm_ref.train.RECIPES['digits'][1].batch} " in few_bits
 
 
 def test_the_claims_are_about_cells_of_the_table_and_as_the_paper_has_them():
@@ -139,7 +175,7 @@ def result(**changes) -> AblationResult:
     return AblationResult(tuple(cells), reference, Limits(5.0, 4.09), {"steps": 4000}, "eps-simple/seed-0")
 
 
-def test_out_of_range_is_unstable_and_the_numbers_stay():
+def test_marks_tell_what_diverged_from_what_is_out_of_range_and_the_numbers_stay():
     made = result(eps_fixed={1: {"bits_held_out": 4.1}}, mu_fixed={2: {"bits_held_out": None}})
     data = made.as_dict()
     reasons = {cell["name"]: cell["reasons"] for cell in data["cells"]}
@@ -151,12 +187,16 @@ def test_out_of_range_is_unstable_and_the_numbers_stay():
         "eps-fixed": ["seed 1: 4.1 bits/dim"],
         "eps-simple": [],
     }
-    assert [cell["unstable"] for cell in data["cells"]] == [bool(r) for r in reasons.values()]
+    far = "out of range"
+    assert [cell["mark"] for cell in data["cells"]] == [None, "diverged", far, far, far, None]
+    both = RunResult(0, {"frechet": 6.0, "bits_held_out": 5.0}, diverged=7)
+    assert [mark for mark, _ in both.marks(made.limits)] == ["diverged", far, far]
+    assert CellResult(CELLS["eps-simple"], (made.cells[4].runs[1], both)).mark(made.limits) == "diverged"
     assert data["cells"][2]["mean"]["frechet_features"] == pytest.approx(100.1)
     assert data["cells"][1]["mean"]["bits_held_out"] is None and data["cells"][1]["deviation"]["bits_held_out"] is None
     assert data["cells"][0]["deviation"]["frechet_features"] == pytest.approx(0.1)
     assert data["cells"][2]["paper"] == "unstable" and data["cells"][5]["paper"]["fid"] == 3.17
-    assert "above 5 (10 times the held-out images')" in data["unstable_if"]
+    assert "above 5 (10 times the held-out images')" in data["criteria"] and "4.09 bits/dim" in data["criteria"]
     json.dumps(data, allow_nan=False)
 
 
@@ -178,7 +218,8 @@ def test_the_table_aligns_and_marks_what_is_unstable():
     assert "23.8 ± 0.1" in rows[0] and "28 / 23.69" not in rows[0] and "7.28 ± 0.10 / 23.69" in rows[0]
     assert rows[6].endswith(" -"), "images have no bits"
     assert " * " in rows[2] and rows[2].endswith("unstable") and " * " not in rows[5]
-    assert "mean ± standard deviation over 3 seeds" in lines and "* μ̃, unweighted MSE: unstable" in "\n".join(lines)
+    assert "mean ± standard deviation over 3 seeds" in lines
+    assert "* μ̃, unweighted MSE: out of range (" in "\n".join(lines)
 
 
 def test_numbers_have_three_digits_or_their_spread():
@@ -195,9 +236,14 @@ def test_the_csv_has_a_row_for_each_run_with_all_digits():
     rows = list(csv.DictReader(io.StringIO(made.csv())))
     assert len(rows) == 18 and rows[15]["cell"] == "eps-simple"
     assert [rows[k]["frechet"] for k in (15, 17)] == ["0.3333333333333333", ""]
-    assert (rows[0]["unstable"], rows[17]["unstable"]) == ("", "samples are not finite")
+    assert [(rows[k]["mark"], rows[k]["reasons"]) for k in (0, 17)] == [
+        ("", ""),
+        ("diverged", "samples are not finite"),
+    ]
+    assert rows[6]["mark"] == "out of range"
     assert list(rows[0]) == [
-        "cell", "predicts", "trained_on", "seed", "unstable", "frechet_features", "frechet", "recall", "bits_held_out"
+        "cell", "predicts", "trained_on", "seed", "mark", "reasons", "frechet_features", "frechet", "recall",
+        "bits_held_out",
     ]  # fmt: skip
 
 

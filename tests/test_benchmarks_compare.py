@@ -11,7 +11,7 @@ from stored_results import made_up, store
 
 pytest.importorskip("scipy")
 
-from benchmarks.compare import holm, judge, main, p_longer
+from benchmarks.compare import holm, judge, main, p_longer, rounds_needed
 from benchmarks.stored import Row
 
 Change = Callable[[dict[str, Any]], Any]
@@ -46,7 +46,8 @@ def printed(text: str, title: str) -> list[str]:
 def test_noise_alone_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(tmp_path, lambda s: None) == 0
     text = capsys.readouterr().out
-    assert "nothing got slower" in text and "44 rows of ours judged" in text
+    assert "nothing that was judged got slower" in text and "44 rows of ours judged" in text
+    assert "chance of any false alarm 0.01, if rounds are independent" in text
     assert not printed(text, "slower") and not printed(text, "faster") and "not judged" not in text
 
 
@@ -87,7 +88,7 @@ def test_what_is_missing_new_or_larger_is_said(tmp_path: Path, capsys: pytest.Ca
         stored["rows"].append(copy.deepcopy(one(stored)) | {"case": "train faces"})
         stored["versions"]["numpy"] = "2.6"
 
-    assert compare(tmp_path, change) == 0
+    assert compare(tmp_path, change) == 1  # a row of ours is missing
     text = capsys.readouterr().out
     assert printed(text, "missing in NEW") == ["steps: train cifar10, batch 8, float32, 2 threads, numpy"]
     assert printed(text, "new in NEW") == ["steps: train faces, batch 8, float32, 2 threads, numba"]
@@ -95,11 +96,33 @@ def test_what_is_missing_new_or_larger_is_said(tmp_path: Path, capsys: pytest.Ca
     assert printed(text, "versions") == ["numpy 2.5 → 2.6"]
 
 
+def test_a_missing_row_fails_if_it_is_ours_and_was_asked_for(tmp_path: Path) -> None:
+    assert compare(tmp_path, lambda s: s["rows"].remove(one(s))) == 1
+    assert compare(tmp_path, lambda s: s["rows"].remove(one(s)), "--level", "loops") == 0
+    assert compare(tmp_path, lambda s: s["rows"].remove(one(s, "torch compile"))) == 0
+    assert compare(tmp_path, lambda s: s.update(rows=[])) == 1
+
+
+def test_where_nothing_can_be_judged_there_is_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(tmp_path, lambda s: None, rounds=5) == 2
+    assert "nothing could be judged" in capsys.readouterr().out
+    assert compare(tmp_path, lambda s: longer(one(s), 0.5), rounds=5) == 2  # faster is no failure, and no verdict
+
+    def peers_alone(stored: dict[str, Any]) -> None:
+        stored["rows"] = [row for row in stored["rows"] if not row["ours"]]
+
+    old, new = made_up(1), made_up(2)
+    peers_alone(old), peers_alone(new)
+    assert main([str(store(tmp_path, old, "old.json")), str(store(tmp_path, new, "new.json"))]) == 2
+
+
 def test_too_few_rounds_are_not_judged_but_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert compare(tmp_path, lambda s: longer(one(s), 1.5), rounds=5) == 0
+    assert compare(tmp_path, lambda s: longer(one(s), 1.5), rounds=5) == 1
     text = capsys.readouterr().out
     assert "44 rows not judged, too few rounds (5)" in text and "nothing could be judged" in text
-    assert len(printed(text, "apart by more than the bound, but not judged")) == 1
+    assert "8 rounds in either file are enough for 44 rows" in text
+    (line,) = printed(text, "not judged, and slower: measure with more rounds")
+    assert line.startswith("steps: train cifar10, batch 8")
     # Of two rows 1 in 252 each is enough.
     assert (
         compare(tmp_path, lambda s: longer(one(s), 1.5), "--only", "train cifar10", "--level", "steps", rounds=5) == 1
@@ -122,7 +145,7 @@ def test_different_machines_need_force(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (lambda s: s.update(format=3), (), "new.json: wanted a result file"),
         (lambda s: s["rows"].append(s["rows"][0]), (), "new.json: wanted one row for each case"),
-        (lambda s: None, ("--only", "nothing like it"), "wanted rows in common"),
+        (lambda s: None, ("--only", "nothing like it"), "wanted rows of these levels and cases"),
         (lambda s: None, ("--only", "("), "unterminated"),
         (lambda s: None, ("--bound", "-0.1"), "bound: wanted"),
         (lambda s: None, ("--alarm", "0"), "alarm: wanted"),
@@ -144,6 +167,15 @@ def test_the_p_value_is_that_of_counting_orders() -> None:
     assert p_longer([1, 2, 3], [4, 5, 6], 0.5) == pytest.approx(2 / 20)
     # Ties count for the hypothesis: one more pair the other way.
     assert p_longer([1, 2, 4], [4, 5, 6], 0) == p_longer([1, 2, 4.5], [4, 5, 6], 0)
+
+
+@pytest.mark.parametrize(("rows", "needed"), [(1, 5), (2, 5), (3, 6), (9, 6), (10, 7), (34, 7), (35, 8), (128, 8)])
+def test_the_rounds_needed_are_the_fewest_that_judge(rows: int, needed: int) -> None:
+    # C(2n, n) is 70, 252, 924, 3432, 12870 for n = 4 … 8, and a row is called at 1 in C(2n, n) ≤ 1 % / rows.
+    assert rounds_needed(rows, 0.01) == needed
+    pairs = [pairs_of(np.random.default_rng(k), NOISE["lognormal"], rows, k, 2.0) for k in (needed, needed - 1)]
+    enough, few = (judge(one, 0.05, 0.01) for one in pairs)
+    assert (len(enough.slower), len(few.slower)) == (rows, 0) and len(few.unsure) == rows
 
 
 def test_holm_steps_down() -> None:

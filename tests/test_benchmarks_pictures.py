@@ -76,6 +76,52 @@ def test_curves_are_the_stored_times_with_their_exponents(tmp_path: Path) -> Non
     line = panels["batch"].lines[0]
     assert line.get_ydata() == pytest.approx([0.01 * x**0.9 for x in (1, 2, 4, 8, 16)])
     assert line.get_label() == "numba: batch$^{\\,0.90}$"
+    assert panels["batch"].get_title() == "train base32 by batch"
+
+
+@pytest.mark.parametrize(
+    ("other", "titles"),
+    [
+        ({"precision": "float64", "dtype": "float64"}, ("float32", "float64")),
+        ({"threads": 1}, ("2 threads", "1 thread")),
+    ],
+)
+def test_noisy_points_are_not_drawn_and_other_precisions_and_threads_are_other_curves(
+    tmp_path: Path, other: dict[str, object], titles: tuple[str, str]
+) -> None:
+    stored = made_up(noise=0)
+    (wild,) = (r for r in stored["rows"] if (r["axis"], r["x"], r["contender"]) == ("batch", 4, "numba"))
+    wild |= {"noisy": True, "median": 99.0}
+    quiet = [row for row in stored["rows"] if row["axis"] == "batch" and not row["noisy"]]
+    stored["rows"] += [row | other | {"median": 2 * row["median"]} for row in quiet]
+    store(tmp_path, stored)
+    (one,) = machines(read_folder(tmp_path)[0])
+    panels = {axes.get_title(): axes for axes in pictures._draw_scaling(one, palette(one)).axes}
+    for title, factor in zip(titles, (0.01, 0.02), strict=True):
+        line = panels[f"train base32 by batch, {title}"].lines[0]
+        assert list(line.get_xdata()) == [1, 2, 8, 16]
+        assert line.get_ydata() == pytest.approx([factor * x**0.9 for x in (1, 2, 8, 16)])
+        assert line.get_label() == "numba: batch$^{\\,0.90}$"  # of the points that are drawn
+
+
+def test_no_bars_over_a_peer_that_cannot_be_quoted(tmp_path: Path) -> None:
+    stored = made_up(noise=0)
+    for row in stored["rows"]:
+        row["noisy"] = (row["case"], row["contender"]) == ("train cifar10", "torch compile")
+    store(tmp_path, stored)
+    (one,) = machines(read_folder(tmp_path)[0])
+    train, _ = pictures._bars(one)
+    assert [group.any.case for group in train] == ["train digits"]
+
+
+def test_a_noisy_row_has_no_bar(tmp_path: Path) -> None:
+    stored = made_up(noise=0)
+    for row in stored["rows"]:
+        row["noisy"] = (row["case"], row["contender"]) == ("train cifar10", "numba")
+    store(tmp_path, stored)
+    (one,) = machines(read_folder(tmp_path)[0])
+    axes = pictures._draw_steps(one, palette(one)).axes[0]
+    assert len(axes.patches) == 9 and "numba: noisy" in [text.get_text() for text in axes.texts]
 
 
 def test_a_contender_has_one_colour_of_its_own(tmp_path: Path) -> None:

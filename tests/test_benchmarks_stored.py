@@ -17,13 +17,28 @@ def test_every_value_of_a_row_is_read(tmp_path: Path) -> None:
     result = read_result(store(tmp_path, stored))
     assert len(result.rows) == len(stored["rows"])
     for row, wanted in zip(result.rows, stored["rows"], strict=True):
+        assert wanted.keys() - Row.__dataclass_fields__.keys() == {"version"}  # stored for people
+        wanted = {name: value for name, value in wanted.items() if name != "version"}
         found = {name: getattr(row, name) for name in wanted}
         plain = json.loads(json.dumps(found))  # tuples as lists
         assert plain == {name: Row.__dataclass_fields__[name].default if v is None else v for name, v in wanted.items()}
     for word in ("machine", "versions", "commit", "dirty", "command", "started", "threads", "level", "left_out"):
         assert getattr(result, word) == stored[word]
     assert [(c.what, c.rate, c.unit) for c in result.ceilings] == [("gemm", 200, "GFLOP/s"), ("copy", 20, "GB/s")]
+    assert (result.elapsed_seconds, list(result.load)) == (stored["elapsed_seconds"], stored["load"])
     assert [fit.exponent for fit in result.fits] == [fit["exponent"] for fit in stored["fits"]]
+
+
+def test_new_words_are_left_aside_and_names_of_a_precision_are_one(tmp_path: Path) -> None:
+    stored = made_up() | {"weather": "fine", "load": None}
+    stored["rows"][0] |= {"colour": [1], "precision": "fp32", "dtype": "fp32", "mark": "not mine to say", "bytes": None}
+    stored["ceilings"][0]["precision"] = "fp32"
+    stored["fits"][0] |= {"precision": "fp32", "points": 5}
+    result = read_result(store(tmp_path, stored))
+    row = result.rows[0]
+    assert (row.precision, row.dtype, row.mark, row.bytes, result.load) == ("float32", "float32", "", None, ())
+    assert result.ceilings[0].precision == result.fits[0].precision == "float32" and result.fits[1].precision is None
+    assert row.key == read_result(store(tmp_path, made_up())).rows[0].key
 
 
 def wrong(change: Any) -> dict[str, Any]:
@@ -52,6 +67,8 @@ def wrong(change: Any) -> dict[str, Any]:
         (lambda s: s["rows"][3].update(agreement={"output": "good"}), r"agreement: wanted a number, got 'good'"),
         (lambda s: s["ceilings"][0].update(rate=-1), r"ceilings\[0\]\.rate"),
         (lambda s: s.update(versions=["numpy"]), "versions: wanted an object of texts"),
+        (lambda s: s.update(load=[1.0]), "load: wanted two load averages"),
+        (lambda s: s["rows"][3].update(steps=0.5), r"rows\[3\]\.steps: wanted a whole number"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: Any, said: str) -> None:
@@ -99,9 +116,16 @@ def test_the_older_gpu_files_give_rows_with_their_own_figures() -> None:
     torch = json.loads((H200 / "bench-torch-cifar10-train-128.json").read_text(encoding="utf-8"))["rows"]
     for one in torch:
         row = rows["train cifar10", 128, one["precision"], f"torch {one['mode']}"]
-        assert not row.ours
+        assert not row.ours and one["mode"] != "compile"
         assert list(row.seconds) == [ms / 1e3 for ms in one["milliseconds"]]
         assert row.compile_seconds == one["warm_up_seconds"]
+
+    # A compiled network in a CUDA graph is what the runner calls by this name.
+    compiled = json.loads((H200 / "bench-torch-compile-cifar10-train-128.json").read_text(encoding="utf-8"))["rows"]
+    for one in compiled:
+        row = rows["train cifar10", 128, one["precision"], "torch compiled graph"]
+        assert one["mode"] == "compile" and list(row.seconds) == [ms / 1e3 for ms in one["milliseconds"]]
+    assert not any(row.contender == "torch compile" for row in result.rows)
 
     # No file is forgotten: two rows of each of ours, those of PyTorch's, three of each convolution's pass.
     stored = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in H200.glob("*.json")}

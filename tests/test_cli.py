@@ -60,12 +60,21 @@ HELP = {
     "evaluate": ["checkpoint", "Fréchet", "held out", "Exits with 1"],
     "info": ["checkpoint", "folder"],
     "check": ["ADAPTER", "--list", "--json", "--only", "examples:", "Exits with 0"],
-    "generation": ["checkpoint", "--latents", "--continuations", "Figures 6, 7, 10", "shared.png"],
-    "interpolation": ["checkpoint", "--pairs", "--part", "Figures 8, 9", "coarse-to-fine.png"],
-    "neighbours": ["checkpoint", "--samples", "--nearest", "Figures 12, 15", "neighbours.png"],
+    "generation": ["checkpoint", "--steps", "--latents", "--continuations", "Figures 6, 7, 10", "shared.png"],
+    "interpolation": ["checkpoint", "--pairs", "--part", "--steps", "--lambdas", "Figures 8, 9", "coarse-to-fine.png"],
+    "neighbours": ["checkpoint", "--samples", "--nearest", "--features", "Figures 12, 15", "neighbours.png"],
     "backends": ("--check", "its own", "not available", "exits with 0"),
-    "likelihood": ["checkpoint", "--every", "--count", "--parts", "bits/dim", "Table 1", "examples:"],
-    "rate_distortion": ["checkpoint", "--every", "--count", "--part", "RMSE", "Figure 5, Table 4", "examples:"],
+    "likelihood": ["checkpoint", "--every", "--batch", "--count", "--parts", "bits/dim", "Table 1", "examples:"],
+    "rate_distortion": [
+        "checkpoint",
+        "--every",
+        "--batch",
+        "--count",
+        "--part",
+        "RMSE",
+        "Figure 5, Table 4",
+        "examples:",
+    ],
     "ablation": [
         "--seeds",
         "--steps",
@@ -74,7 +83,8 @@ HELP = {
         "--inception",
         '"features"',
         "(N, 2048)",
-        "unstable",
+        "diverged",
+        "out of range",
         "goes on",
     ],
     "paper": ["--quick", "--parts", "goes on where it was stopped", "index.html"],
@@ -87,7 +97,7 @@ HELP = {
 def test_the_help_of_every_command_says_what_a_newcomer_needs(command):
     done = call(command, "--help")
     assert (done.status, done.err) == (0, "") and done.out.startswith(f"usage: ddpm-ref {command}")
-    assert [word for word in HELP.get(command, ()) if word not in done.out] == []
+    assert [word for word in HELP[command] if word not in done.out] == []
 
 
 def test_the_help_begins_with_the_demo_and_lists_every_command():

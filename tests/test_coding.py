@@ -90,13 +90,26 @@ def changed(book: Codebook, **changes: Any) -> Codebook:
     return Codebook(**fields | changes)
 
 
+def test_grey_levels_coded_some_at_a_time_make_the_same_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_0 = draw(BOOK, 9)
+    whole = transmit(BOOK, x_0, 4)
+    for chunk in (1, 3 * BOOK.levels, 18 * BOOK.levels):
+        monkeypatch.setattr("ddpm_ref.codebook._CHUNK", chunk)
+        step = BOOK.step(whole.steps[-2][1], 1)
+        assert max(freq.size for freq in BOOK.decoder(step)) <= max(chunk, BOOK.levels)
+        in_parts = transmit(BOOK, x_0, 4)
+        assert in_parts.message == whole.message
+        np.testing.assert_allclose(in_parts.grey_bits, whole.grey_bits, rtol=1e-12)
+        np.testing.assert_array_equal(received(BOOK, whole.message, 4)[-1][1], x_0)
+
+
 def test_float32_data_arrive_as_float64_on_the_same_grid() -> None:
     x_0 = draw(BOOK, 3)
     assert send(BOOK, x_0.astype(np.float32), 5) == send(BOOK, x_0, 5)
 
 
 def test_a_surprising_x_0_is_cut_into_more_blocks_and_arrives() -> None:
-    """The model is sure of 0 and gets ±1: no block may cost over 2^18 candidates."""
+    """The model is sure of 0 and gets ±1: no block may cost over 2^20 candidates."""
     book = codebook(D=3, var=0.05)
     x_0 = np.ones((4, 3))
     sent = transmit(book, x_0, 2)
@@ -213,6 +226,7 @@ def test_messages_keep_to_the_bound_on_average_and_to_their_parts_each(sent: lis
     slack = []
     for x_0, one in sent:
         bits = 8 * len(one.message)
+        assert abs(one.grey_bits - one.x_0_bits.sum()) < 0.01 * x_0.size
         parts = sum(b.bits for b in one.blocks) + one.x_0_bits.sum()
         # Not to halve a block costs 0.09 bits; grey levels are coded with 16 bits of precision.
         assert parts - 80 <= bits <= parts + 0.1 * len(one.blocks) + 0.01 * x_0.size + OVERHEAD + 2 * np.log2(len(x_0))

@@ -16,9 +16,11 @@ from strategies import SIX, short
 from ddpm_ref import EmpiricalOracle, GaussianOracle, reverse_variance
 from ddpm_ref.checks import Array
 from ddpm_ref.experiments import generation, quality
+from ddpm_ref.experiments.ablation_findings import DOES_NOT_HOLD, HOLDS, UNDECIDED, quantile
 from ddpm_ref.experiments.chain import Chain, chain_of_model, evenly, rms_255
 from ddpm_ref.experiments.generation import Judge, classifier_score, moments, panel, progressive
 from ddpm_ref.experiments.shared import SharedLatents, shared_latents, shared_work
+from ddpm_ref.experiments.trend import Trend
 
 MEAN, COV = np.array([0.3, -0.2]), np.array([[1.0, 0.4], [0.4, 0.3]])
 GAUSSIAN = GaussianOracle(MEAN, COV, SIX)
@@ -109,7 +111,7 @@ def test_continuations_of_one_x_t_have_the_variance_of_the_linear_chain(var: Any
         expected = 127.5 * np.sqrt(max(0, np.trace(S)))  # of two dimensions, and twice the variance: √(2 · tr S / 2)
         assert shared == pytest.approx(expected, rel=6 * np.sqrt(0.5 / (L * (M - 1))), abs=1e-6)
         assert independent == pytest.approx(marginal, rel=6 * np.sqrt(0.5 / L))
-    assert found.falls and found.shared[-1] < 1e-6, "after t = 1 there is no more noise"
+    assert found.falls.verdict == HOLDS and found.shared[-1] < 1e-6, "after t = 1 there is no more noise"
 
 
 def test_continuations_start_at_the_chains_own_x_t_and_have_noise_of_their_own() -> None:
@@ -128,20 +130,28 @@ def test_continuations_start_at_the_chains_own_x_t_and_have_noise_of_their_own()
 
 def test_a_model_that_knows_its_data_by_heart_ends_at_them_and_keeps_to_the_one_it_has_chosen() -> None:
     points = np.array([[-6.0, 2.0], [5.0, 5.0], [1.0, -6.0]])
-    found = shared_latents(chain(EmpiricalOracle(points, SIX)), (6, 1), latents=6, continuations=5, batch=40)
+    found = shared_latents(chain(EmpiricalOracle(points, SIX)), (6, 1), latents=20, continuations=5, batch=100)
     off = np.abs(found.x_0[..., None, :] - points).max(axis=-1).min(axis=-1)
     assert off.max() < 1e-6
-    assert found.shared[1] < 1e-6 < found.shared[0] and found.falls
+    assert found.shared[1] < 1e-6 < found.shared[0] and found.falls.verdict == HOLDS
 
 
 def test_falling_is_judged_beyond_chance() -> None:
-    def of(*spreads: float) -> bool:
-        group = np.array([[-1.0], [1.0]]) * np.linspace(0.9, 1.1, 4)[:, None, None]  # of four latents
-        x = np.stack([spread * group[:: (-1) ** k] for k, spread in enumerate(spreads)])
-        return SharedLatents(tuple(range(len(x))), x[:, :, 0], x).falls
+    latents = np.linspace(0.9, 1.1, 4)
 
-    assert of(3, 2, 1) and of(3, 3.01, 1)
-    assert not of(3, 4, 1) and not of(3, 3.01, 3) and not of(1, 2)
+    def of(*spreads: float, size: Array = latents) -> Trend:
+        group = np.array([[-1.0], [1.0]]) * np.sqrt(size / 2)[:, None, None]  # of variance `size` each
+        x = np.stack([spread**0.5 * group[:: (-1) ** k] for k, spread in enumerate(spreads)])
+        return SharedLatents((8, 5, 2)[: len(x)], x[:, :, 0], x).falls
+
+    straight = of(3, 2, 1)
+    half = quantile(3) * np.std(latents / 3, ddof=1) / 2
+    np.testing.assert_allclose([straight.mean, straight.low, straight.high], [1 / 3, 1 / 3 - half, 1 / 3 + half])
+    assert straight.verdict == of(3, 3.01, 1).verdict == HOLDS
+    assert of(1, 2).verdict == of(1, 2, 3).verdict == DOES_NOT_HOLD
+    assert of(3.01, 3).verdict == of(3, 2, 1, size=latents[:1]).verdict == of(3).verdict == UNDECIDED
+    names = ("verdict", "mean", "low", "high")
+    assert straight.as_dict() == {name: getattr(straight, name) for name in names}
 
 
 def test_progress_is_reported_as_often_as_was_said() -> None:
@@ -231,6 +241,14 @@ def test_the_command_writes_numbers_and_pictures_that_repeat(trained: Run, tmp_p
     assert measured(trained, tmp_path / "more", "--count", 13)["result"]["held_out"] is None
 
 
+def test_steps_can_be_chosen_and_end_at_the_sample(trained: Run, tmp_path: Path) -> None:
+    tenths = measured(trained, tmp_path / "tenths")["result"]
+    chosen = measured(trained, tmp_path / "chosen", "--steps", 2, 9)["result"]
+    assert chosen["t"] == [9, 2, 0] and chosen["shared"] == tenths["shared"]
+    for name in ("rms_to_sample", "frechet", "score"):
+        assert chosen[name] == [tenths[name][k] for k in (1, 8, 10)], "the chain is the same"
+
+
 def test_its_images_are_those_of_the_command_sample(trained: Run, tmp_path: Path) -> None:
     args = ("--seed", 3, "--draw-batch", 5)
     assert call("sample", trained.folder, "--count", 8, "--out", tmp_path / "drawn", *args).status == 0
@@ -248,6 +266,8 @@ def test_its_images_are_those_of_the_command_sample(trained: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (("--steps", 5, 11), r"--steps: wanted an integer in 0..10, got 11"),
+        (("--steps", 5, 5), "--steps: wanted one step or more, each once, got [5, 5]"),
         (("--count", 1), "--count: wanted an integer >= 2, got 1"),
         (("--latents", 1), "--latents: wanted an integer >= 2, got 1"),
         (("--continuations", 0), "--continuations: wanted an integer >= 2, got 0"),

@@ -13,8 +13,10 @@ from strategies import SIX
 from ddpm_ref import EmpiricalOracle, GaussianOracle, q_sample
 from ddpm_ref.checks import Array
 from ddpm_ref.experiments import interpolation
+from ddpm_ref.experiments.ablation_findings import DOES_NOT_HOLD, HOLDS, UNDECIDED, quantile
 from ddpm_ref.experiments.chain import Chain, chain_of_model, rms_255
-from ddpm_ref.experiments.interpolation import LAMBDAS, Interpolation, choose_pairs, encode, interpolate
+from ddpm_ref.experiments.interpolation import LAMBDAS, choose_pairs, encode, interpolate, nearest_step
+from ddpm_ref.experiments.interpolation_result import Interpolation, bands, mixed
 from ddpm_ref.random import Purpose, normal
 
 SHAPE = (4, 4, 1)
@@ -30,7 +32,7 @@ def chain(oracle: Any = GAUSSIAN, **how: Any) -> Chain:
 
 def result(decoded: Array, x: Array = X, other: Array = OTHER, t: Any = STEPS) -> Interpolation:
     pairs = np.arange(2 * len(x)).reshape(-1, 2)
-    return Interpolation("train", pairs, t, LAMBDAS, np.stack([x, other], axis=1), decoded)
+    return Interpolation("train", pairs, t, LAMBDAS, np.stack([x, other], axis=1), decoded, 6)
 
 
 # ---- encode, mix, decode
@@ -59,10 +61,10 @@ def test_each_end_is_the_chain_from_x_t_of_its_source_with_one_noise_for_both() 
 def test_the_mixture_of_x_t_is_x_t_of_the_pixel_blend() -> None:
     eps = normal(5, Purpose.EVALUATE, 0, np.arange(3), SHAPE).astype(np.float64)
     for t in range(1, 7):
-        mixed = interpolation._mixed(
-            encode(chain(), X, t, eps)[:, None], encode(chain(), OTHER, t, eps)[:, None], [0.3]
+        x_t, other = (encode(chain(), x_0, t, eps)[:, None] for x_0 in (X, OTHER))
+        np.testing.assert_allclose(
+            mixed(x_t, other, [0.3])[:, 0], q_sample(SIX, 0.7 * X + 0.3 * OTHER, t, eps), atol=1e-14
         )
-        np.testing.assert_allclose(mixed[:, 0], q_sample(SIX, 0.7 * X + 0.3 * OTHER, t, eps), atol=1e-14)
 
 
 def test_at_t_0_the_pixels_are_mixed_and_no_model_is_asked() -> None:
@@ -125,26 +127,72 @@ def test_the_coarse_and_the_fine_part_are_told_apart_by_their_waves(channels: in
     for y, x, coarse in ((0, 0, 1), (1, 1, 1), (2, 0, 1), (0, 2, 1), (2, 1, 0), (3, 0, 0), (0, 4, 0), (4, 4, 0)):
         image = wave(y, x, channels=channels)
         size = (image**2).sum()
-        np.testing.assert_allclose(interpolation._bands(image), [coarse * size, (1 - coarse) * size], atol=1e-12)
+        np.testing.assert_allclose(bands(image), [coarse * size, (1 - coarse) * size], atol=1e-12)
     x = rng.standard_normal((2, 5, 7, channels))
-    np.testing.assert_allclose(interpolation._bands(x).sum(axis=-1), (x**2).sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(bands(x).sum(axis=-1), (x**2).sum(axis=(1, 2, 3)))
 
 
 def test_what_is_lost_is_relative_to_the_difference_of_the_sources_in_each_band() -> None:
     coarse, fine = wave(1, 0), wave(4, 0)
     x, other = np.zeros((1, 8, 8, 1)), (coarse + 2 * fine)[None]
-    decoded = interpolation._mixed(x[:, None], other[:, None], LAMBDAS)[None].repeat(3, axis=0)
+    decoded = mixed(x[:, None], other[:, None], LAMBDAS)[None].repeat(3, axis=0)
     decoded[0] += 0.5 * coarse + 2 * fine
     decoded[1] += 0.3 * fine
     found = result(decoded, x, other, (6, 3, 0))
     np.testing.assert_allclose(found.lost, [[0.5, 1], [0, 0.15], [0, 0]], atol=1e-12)
-    assert found.findings() == {
-        "reconstruction_rmse_grows_with_t": True,
-        "departure_from_pixel_blend_grows_with_t": True,
-        "fine_part_is_lost_more_than_coarse": True,
-    }
-    turned = result(decoded[[1, 0, 2]] + 0.4 * coarse, x, other, (6, 3, 0)).findings()
-    assert not any(turned.values())
+
+
+def made(slopes: Any, more_fine: float) -> Interpolation:
+    """Four pairs whose decoded images are off by a fine wave as large as t times each slope, and a coarse one less."""
+    pairs = len(slopes)
+    x, other = np.zeros((pairs, 8, 8, 1)), np.repeat((wave(1, 0) + wave(4, 0))[None], pairs, axis=0)
+    decoded = np.repeat(mixed(x[:, None], other[:, None], LAMBDAS)[None], 5, axis=0)
+    t = (6, 5, 3, 2, 0)
+    for k, p in np.ndindex(5, pairs):
+        size = 1 + slopes[p] * t[k] if 0 < t[k] < 6 else 1e3
+        decoded[k, p] += size * (wave(4, 0) + (1 - more_fine) * wave(1, 0))
+    return result(decoded, x, other, t)
+
+
+def test_the_findings_are_of_the_pairs_slopes_within_the_diffusion() -> None:
+    slopes = np.array([0.1, 0.12, 0.09, 0.13])
+    found = made(slopes, 0.3).findings()
+    grows = found["reconstruction_rmse_grows_with_t"]
+    unit = rms_255(wave(4, 0) + 0.7 * wave(1, 0))
+    half = quantile(3) * np.std(slopes, ddof=1) / 2
+    expected = unit * np.array([slopes.mean(), slopes.mean() - half, slopes.mean() + half])
+    np.testing.assert_allclose([grows.mean, grows.low, grows.high], expected, rtol=1e-9)
+    assert found["departure_from_pixel_blend_grows_with_t"].mean == pytest.approx(expected[0])
+    sizes = 1 + np.outer((5, 3, 2), slopes)  # a band's loss in units of the difference of the sources in it
+    fine = found["fine_part_is_lost_more_than_coarse"]
+    wanted = (1 - 0.7 / 1) * sizes.mean()
+    assert fine.mean == pytest.approx(wanted) and {one.verdict for one in found.values()} == {HOLDS}
+
+
+@pytest.mark.parametrize(
+    ("slopes", "more_fine", "verdicts"),
+    [
+        ([-0.1, -0.12, -0.09], -0.3, [DOES_NOT_HOLD] * 3),
+        ([-0.1, 0.1, 0.01], 0.0, [UNDECIDED] * 3),
+        ([0.1], 0.3, [UNDECIDED] * 3),  # a single pair
+        ([0.1, 0.11], -0.3, [HOLDS, HOLDS, DOES_NOT_HOLD]),
+    ],
+)
+def test_a_finding_has_three_verdicts(slopes: list[float], more_fine: float, verdicts: list[str]) -> None:
+    found = made(slopes, more_fine)
+    assert [one.verdict for one in found.findings().values()] == verdicts
+    data = found.as_dict()["findings"]
+    assert [one["verdict"] for one in data.values()] == verdicts
+    assert all(set(one) == {"verdict", "mean", "low", "high"} for one in data.values())
+    assert all(f": {verdict}" in line for verdict, line in zip(verdicts, found.table().splitlines()[-3:], strict=True))
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_without_steps_within_the_diffusion_nothing_is_decided() -> None:
+    found = result(np.random.default_rng(0).standard_normal((2, 3, 11, *SHAPE)), t=(6, 0))
+    assert [vars(one) for one in found.findings().values()] == [
+        {"verdict": UNDECIDED, "mean": None, "low": None, "high": None}
+    ] * 3
 
 
 def test_pairs_are_of_two_images_any_of_them_and_the_seeds() -> None:
@@ -191,9 +239,28 @@ def test_the_command_writes_numbers_and_pictures_that_repeat(trained: Run, tmp_p
     assert named["pairs"] == [[0, 1], [17, 4]] and named["part"] == "train"
 
 
+def test_steps_and_weights_can_be_chosen(trained: Run, tmp_path: Path) -> None:
+    chosen = ("--steps", 3, 7, 10, "--lambdas", 0.75, 0.1, 0.1)
+    found = measured(trained, tmp_path / "chosen", *chosen)["result"]
+    assert found["t"] == [10, 7, 3] and found["lambda"] == [0, 0.1, 0.75, 1]
+    assert [np.shape(found[f"rms_to_{name}"]) for name in ("first", "second", "pixel_blend")] == [(3, 4)] * 3
+    one = measured(trained, tmp_path / "one", "--steps", 4)["result"]
+    assert one["t"] == [4] and one["findings"]["reconstruction_rmse_grows_with_t"]["verdict"] == UNDECIDED
+
+
+def test_the_pictures_show_the_steps_nearest_to_a_half_and_a_quarter() -> None:
+    assert [nearest_step((1000, 875, 750, 625, 500, 375, 250, 125, 0), 1000 / n) for n in (2, 4)] == [4, 6]
+    assert [nearest_step((10, 7, 3), 10 / n) for n in (2, 4)] == [1, 2] and nearest_step((4,), 250.0) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (("--steps", 3, 11), r"--steps: wanted an integer in 0..10, got 11"),
+        (("--steps", 3, 3), "--steps: wanted one step or more, each once, got [3, 3]"),
+        (("--lambdas", 0.5, 1.5), "lambdas: wanted numbers in [0, 1], one or more between, got [0.5, 1.5]"),
+        (("--lambdas", 0, 1), "lambdas: wanted numbers in [0, 1], one or more between, got [0.0, 1.0]"),
+        (("--lambdas", "nan"), "lambdas: wanted numbers in [0, 1]"),
         (("--pairs", "0:6"), r"pairs: wanted images in 0..5, got 0..6"),
         (("--pairs", "2:2"), "pairs: wanted two different images, got 2:2"),
         (("--pairs=-1:2",), "pairs: wanted images in 0..5, got -1..2"),
@@ -212,3 +279,6 @@ def test_the_work_is_told_beforehand() -> None:
     steps = interpolation.evenly(6, interpolation.PARTS)
     interpolate(chain(), X, OTHER, steps, batch=10, progress=done.append)
     assert sum(done) == interpolation.work(6, pairs=3, batch=10)
+    done.clear()
+    interpolate(chain(), X, OTHER, (5, 2), (0, 0.5, 1), batch=4, progress=done.append)
+    assert sum(done) == interpolation.work(6, pairs=3, batch=4, steps=(5, 2), lambdas=[0.5])

@@ -92,6 +92,15 @@ def test_colours_and_learned_variances_go_through() -> None:
         assert (part.images, part.dimensions) == (4, 48) and np.isfinite(part.total) and part.rmse[1:].all()
 
 
+def test_a_network_of_float64_is_given_float64() -> None:
+    train = pictures(15)
+    double = scattered(trainer(CONFIG, SETTINGS, train, dtype=np.float64))
+    one = Subject(checkpoint(double), Backend(), train, None, "raw", HOW)
+    (found,) = likelihood.measure(one, count=4).parts
+    bound = dataset_bound(one.schedule, one.model, train, seed=0, clip=True, count=4, dtype=np.float64)
+    np.testing.assert_array_equal(found.L, bound.L / np.log(2))
+
+
 def test_count_and_parts_choose_images(measured: tuple[Subject, Likelihood]) -> None:
     one, _ = measured
     both = likelihood.measure(one, count=10)
@@ -125,7 +134,8 @@ def test_steps_fewer_than_a_parts_images_allow_are_an_error_before_any_work(
         raise AssertionError("worked")
 
     for bad, message in (
-        ({"every": 10}, r"every: wanted an integer in 1\.\.9, got 10"),
+        ({"every": 5}, "every: wanted at most half of the 9 images, for a standard error, got 5"),
+        ({"count": 1}, "every: wanted at most half of the 1 images, for a standard error, got 1"),
         ({"count": 0}, "count: wanted an integer >= 1"),
         ({"parts": ["test"]}, "parts: wanted one of 'train', 'held-out'"),
     ):
@@ -181,7 +191,7 @@ def test_a_bound_that_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
     assert result["total"] is result["total_error"] is result["L"][0] is None and result["L_T"] > 0
     back = Likelihood.from_dict({"train": result}).parts[0]
     assert np.isnan(back.total) and np.isnan(back.L[:-1]).all() and back.L[-1] == back.L_T > 0
-    assert "nan" in Likelihood((one,)).table()
+    assert Likelihood((one,)).table().splitlines()[1].split()[3:] == ["–", "±–"] * 3
 
 
 def test_plain_numbers_are_json() -> None:
@@ -217,7 +227,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_command_prints_the_table_and_writes_beside_the_run(run: Path) -> None:
-    done = call("likelihood", run, "--every", 2, "--count", 6, "--seed", 4, "--draw-batch", 3)
+    done = call("likelihood", run, "--every", 2, "--count", 6, "--seed", 4, "--batch", 3)
     assert (done.status, done.err) == (0, "")
     lines = done.out.splitlines()
     assert lines[0].startswith("backend: ") and lines[1].startswith("bits/dim")
@@ -238,9 +248,10 @@ def test_bad_options_are_one_line(run: Path, command: str, tmp_path: Path) -> No
     def refused(*options: object) -> str:
         return call(command, run, "--out", tmp_path / "out", *options).error
 
-    assert "every: wanted an integer in 1..8, got 0" in refused("--every", 0)
+    assert "every: wanted an integer >= 1, got 0" in refused("--every", 0)
+    assert "--batch: wanted an integer >= 1, got 0" in refused("--batch", 0)
     assert "--count: wanted an integer >= 1, got 0" in refused("--count", 0)
-    assert "every: wanted an integer in 1..8, got 9" in refused("--every", 9)
+    assert "every: wanted at most half of the 8 images, for a standard error, got 5" in refused("--every", 5)
     assert "var: this checkpoint's network was trained without" in refused("--var", "learned")
     assert not (tmp_path / "out").exists(), "nothing is made for a command that refuses"
 

@@ -1,6 +1,7 @@
 """Nearest training images, against brute force, and what tells a model that remembers from one that does not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from small_run import TRAIN, Run, call, pictures, save_pictures
 
 from ddpm_ref.checks import Array
 from ddpm_ref.experiments import neighbours
+from ddpm_ref.experiments.features import feature_space
 from ddpm_ref.experiments.neighbours import (
     Nearest,
     Space,
@@ -154,12 +156,29 @@ def test_neighbours_in_a_feature_space_have_a_picture_of_their_own(trained: Run,
     json.dumps(result.as_dict(), allow_nan=False)
 
 
+def test_the_command_learns_features_of_labelled_data(trained: Run, tmp_path: Path) -> None:
+    from ddpm_ref.files.checkpoint import load_checkpoint
+    from ddpm_ref.files.source import reopen_source
+
+    _, train, _ = reopen_source(load_checkpoint(trained.folder).data)
+    np.savez(tmp_path / "copies.npz", images=train.pixels[:4])
+    out = tmp_path / "out"
+    done = call("neighbours", trained.folder, "--samples", tmp_path / "copies.npz", "--features", "--out", out)
+    assert (done.status, done.err) == (0, "") and (out / "neighbours-features.png").is_file()
+    found = json.loads((out / "neighbours.json").read_text())["result"]["features"]
+    assert found["samples"]["median"] == 0 and found["held_out"]["median"] > 0
+    with pytest.raises(ValueError, match="features: wanted training images with labels"):
+        feature_space(replace(train, labels=None))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--nearest", 0), r"--nearest: wanted an integer in 1..34, got 0"),
         (("--nearest", 35), r"--nearest: wanted an integer in 1..34, got 35"),
         (("--count", 0), "--count: wanted an integer >= 1, got 0"),
+        (("--samples", "nowhere.npz", "--count", 0), "--count: wanted an integer >= 1, got 0"),
+        (("--samples", "nowhere.npz", "--count", -1), "--count: wanted an integer >= 1, got -1"),
         (("--samples", "nowhere.npz"), "nowhere.npz: does not exist"),
     ],
 )

@@ -189,7 +189,8 @@ def test_curves_that_are_not_finite_are_saved_as_null(tmp_path: Path) -> None:
     one = made([np.nan] * 4, [0, np.nan, np.inf, 1])
     result = strict(rate_distortion.save(tmp_path, one, {})[0])["result"]
     assert result["rate"] == [None] * 4 and result["rmse"] == [0, None, None, 1]
-    assert result["lossless"]["total"] is None and "nan" in one.table()
+    assert result["lossless"]["total"] is None and "nan" not in one.table()
+    assert "– rate + – distortion = – bits/dim" in one.table()
 
 
 def test_the_command_prints_table_4_and_writes_beside_the_run(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class CupyBackend(Backend):
         self.threads = 1
         self.longest = 0  # T of the schedules seen, and the embeddings of their t: `step.time_embedding`
         self.embeddings: dict[tuple[int, int, np.dtype], Array] = {}
-        self.version, self.device = device.version, device.name
+        self.version, self.device, self.precision = device.version, device.name, device.precision
         self.note = (
             f"precision {device.precision}, of {', '.join(PRECISIONS)}; p_sample of μ and of learned variances: NumPy's"
         )

@@ -1,6 +1,7 @@
 """Table 2: what the network predicts × what it is trained on, by sample quality and bits/dim (§4.2; Tables 1, 2).
 
-OUT/settings.json                what all runs share; a folder takes no other settings, but more cells and seeds
+OUT/settings.json                what all runs share, the backend too; a folder takes no other settings, but more cells,
+                                 seeds and another number of threads
 OUT/CELL/seed-S/                 one run (ablation_runs.py)
 OUT/ablation.json, .csv, .png    the result
 """
@@ -22,11 +23,18 @@ from ddpm_ref.discovery import get_backend
 from ddpm_ref.experiments import ablation_runs
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Cell, Setup, differences, new_setup
 from ddpm_ref.experiments.ablation_picture import save_ablation
-from ddpm_ref.experiments.ablation_result import MAX_FRECHET, MEASURES, AblationResult, CellResult, Limits, RunResult
+from ddpm_ref.experiments.ablation_result import (
+    MEASURES,
+    OUT_OF_RANGE_FRECHET,
+    AblationResult,
+    CellResult,
+    Limits,
+    RunResult,
+)
 from ddpm_ref.experiments.ablation_runs import Stopped, new_judge, read_json
 from ddpm_ref.experiments.features import frechet_of_features, read_features
 from ddpm_ref.files import run as runs
-from ddpm_ref.files.atomic import write_text
+from ddpm_ref.files.atomic import leftovers, sweep, write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say
@@ -87,14 +95,15 @@ def ablation(
     """
     _check(cells, seeds)
     real = None if inception is None else read_features(inception)
-    new = _is_new(folder, setup)
+    backend = backend or get_backend()
+    settings = shared_settings(setup, backend, batch)
+    new = _is_new(folder, settings)
     judge = new_judge(setup.train)
     reference = judge(setup.held_out.x_0(dtype=np.float64))
     if new:
         runs.open_folder(folder)
-        runs.write_json(folder / SETTINGS, setup.as_dict())
+        runs.write_json(folder / SETTINGS, settings)
     keep_freed_memory()
-    backend = backend or get_backend()
     steps = _Steps(3 * setup.training.batch, progress)
     for seed in seeds:  # all cells of a seed before the next, so that what is there at any time can be compared
         for cell in cells:
@@ -117,7 +126,7 @@ def collect(
         CellResult(cell, tuple(_read_run(run_folder(folder, cell, seed), seed, inception) for seed in seeds))
         for cell in cells
     ]
-    limits = Limits(MAX_FRECHET * reference["frechet"], math.log2(setup.train.levels))
+    limits = Limits(OUT_OF_RANGE_FRECHET * reference["frechet"], math.log2(setup.train.levels))
     subject = f"{SUBJECT}/seed-{seeds[0]}" if CELLS[SUBJECT] in cells else None
     return AblationResult(tuple(results), reference, limits, setup.as_dict(), subject)
 
@@ -150,13 +159,27 @@ def _check(cells: Sequence[Cell], seeds: Sequence[int]) -> None:
         check_int("seeds", seed, 0, 2**64 - 1)
 
 
-def _is_new(folder: Path, setup: Setup) -> bool:
-    """Whether an ablation is yet to begin in this folder; ValueError naming the differences if another has begun."""
+def shared_settings(setup: Setup, backend: Backend, batch: int) -> dict[str, Any]:
+    """What settings.json holds: the setup, and how it is run as far as bits of the samples depend on it."""
+    how = {"backend": {"name": backend.name, "precision": backend.precision}, "draw_batch": batch}
+    return setup.as_dict() | how
+
+
+def _is_new(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether an ablation is yet to begin in this folder; ValueError naming the differences if another has begun.
+
+    Leftovers of a process that was killed here are removed.
+    """
     if not (folder / SETTINGS).exists():
+        if folder.is_dir() and not set(folder.iterdir()) - {*leftovers(folder), folder / ".writable"}:
+            sweep(folder)  # it was killed before it had written anything
+            (folder / ".writable").unlink(missing_ok=True)
         return True
-    other = list(differences(read_json(folder / SETTINGS), setup.as_dict()))
-    if other:
+    before = read_json(folder / SETTINGS)
+    how = {name: settings[name] for name in ("backend", "draw_batch") if name not in before}  # of a folder from before
+    if other := list(differences(before | how, settings)):
         raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
+    sweep(folder)
     return False
 
 
@@ -167,9 +190,9 @@ MORE = """
 Six cells, {μ̃, ε} × {L with learned Σ, L with fixed Σ, unweighted MSE}, with --all also x_0 and v. Each run draws as
 many images as were held out by all 1,000 steps of Algorithm 2; they are judged by the Fréchet distance on raw pixels
 and on features of a classifier of the training images, by precision and recall, and by a classifier, beside the
-held-out images; the bound is taken on training and held-out images. Marks as unstable what diverges or is out of
-range, and says which of the paper's findings hold. Writes ablation.json, ablation.csv, ablation.png, and a folder for
-each run.
+held-out images; the bound is taken on training and held-out images. Marks what has diverged and what is out of range,
+and says which of the paper's findings hold. Writes ablation.json, ablation.csv, ablation.png, and a folder for each
+run.
 
 A command that was stopped goes on when it is given again.
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ddpm_ref.checks import check_int
+from ddpm_ref.experiments.likelihood import check_every
 from ddpm_ref.files.data import ImageData
 from ddpm_ref.files.source import DataSource, open_source
 from ddpm_ref.from_options import SMALLEST
@@ -76,7 +77,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps, 1)
-        check_int("every", self.every, 1, len(self.held_out))
+        check_every(self.every, min(len(self.train), len(self.held_out)))
         check_temperature(self.temperature)
 
     def net(self, cell: Cell) -> UNet:

@@ -1,30 +1,25 @@
 """Table 2 as a picture: a dot for each seed, a bar at their mean; sample quality on the left, bits/dim on the right."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 from ddpm_ref.experiments.ablation_cells import Cell
 from ddpm_ref.experiments.ablation_result import AblationResult
+from ddpm_ref.experiments.figure import BLUE, ORANGE, RED, new_figure, save_figure
 from ddpm_ref.extras import import_extra
-from ddpm_ref.files.atomic import replacing
 
 _PREDICTED = {"mu": r"$\tilde{\mu}$", "eps": r"$\epsilon$", "x_0": r"$x_0$", "v": r"$v$"}
 _ON = {"learned": r"$L$, learned $\Sigma$", "fixed": r"$L$, fixed $\Sigma$", "simple": "unweighted MSE"}
-_BLUE, _ORANGE, _RED, _GREY = "#1f4e79", "#d9622b", "#a2352c", "#808080"
+_GREY = "#808080"  # of lines that dots lie on
 WIDE = 20.0  # an axis whose largest number is so many times the least is logarithmic
 
 
 def save_ablation(path: Path, result: AblationResult) -> Path:
     """The picture as a PNG; returns its path. Numbers that are not finite are words."""
-    Figure = import_extra("matplotlib.figure", "a picture with text").Figure
-    FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
     cells = result.cells
-    figure = Figure(figsize=(11, 1.5 + 0.55 * len(cells)), dpi=120, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
-    panel(left, result, (("frechet_features", _BLUE, "samples"),))
-    panel(right, result, (("bits_train", _ORANGE, "training images"), ("bits_held_out", _BLUE, "held-out images")))
+    figure, (left, right) = new_figure(2, width=5.5, height=1.5 + 0.55 * len(cells), sharey=True)
+    panel(left, result, (("frechet_features", BLUE, "samples"),))
+    panel(right, result, (("bits_train", ORANGE, "training images"), ("bits_held_out", BLUE, "held-out images")))
     if (real := result.reference.get("frechet_features")) is not None:
         left.axvline(real, color=_GREY, linewidth=1, linestyle="--", label="held-out images", zorder=1)
     bits = [x for one in cells for x in one.values("bits_held_out") if x is not None]
@@ -35,16 +30,12 @@ def save_ablation(path: Path, result: AblationResult) -> Path:
     left.set_yticks(range(len(cells)), [_label(one.cell) for one in cells])
     left.set_ylim(len(cells) - 0.5, -0.5)
     for number, one in enumerate(cells):
-        if one.unstable(result.limits):
-            place = dict(transform=left.get_yaxis_transform(), color=_RED, fontsize=8, va="center", ha="right")
-            left.text(0.985, number - 0.34, "unstable", **place)
+        if mark := one.mark(result.limits):
+            place = dict(transform=left.get_yaxis_transform(), color=RED, fontsize=8, va="center", ha="right")
+            left.text(0.985, number - 0.34, mark, **place)
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    data = io.BytesIO()
-    canvas.print_png(data)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-    return path
+    return save_figure(path, figure)
 
 
 def panel(axes: Any, result: AblationResult, measures: tuple[tuple[str, str, str], ...]) -> None:
@@ -65,7 +56,7 @@ def panel(axes: Any, result: AblationResult, measures: tuple[tuple[str, str, str
             if (centre := one.mean(name)) is not None:
                 axes.plot([centre, centre], [y - reach, y + reach], color=color, linewidth=2.2, zorder=2)
             else:
-                place = dict(transform=axes.get_yaxis_transform(), color=_RED, fontsize=8, va="center")
+                place = dict(transform=axes.get_yaxis_transform(), color=RED, fontsize=8, va="center")
                 axes.text(0.02, y, "not finite", **place)
     axes.grid(axis="x", which="both", color="#e6e6e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What an ablation found: numbers per cell with their spread over seeds, what is unstable, and the paper's comparisons.
+"""What an ablation found: numbers per cell with their spread over seeds, what has gone astray, and the paper's claims.
 
 Made by `result_of` from the numbers of each run alone, so that it can be tested without any.
 """
@@ -6,6 +6,7 @@ Made by `result_of` from the numbers of each run alone, so that it can be tested
 import csv
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean, stdev
@@ -15,7 +16,8 @@ from ddpm_ref.experiments.ablation_cells import Cell
 from ddpm_ref.experiments.ablation_findings import Finding, find
 from ddpm_ref.experiments.published import TABLE_2
 
-MAX_FRECHET = 10.0  # the Fréchet distance on raw pixels, as a multiple of the held-out images', that is out of range
+OUT_OF_RANGE_FRECHET = 10.0  # times the held-out images' Fréchet distance on raw pixels is out of range from here on
+DIVERGED, OUT_OF_RANGE = "diverged", "out of range"  # the marks of runs and cells, the graver first
 
 MEASURES = {
     "frechet_features": "Fréchet, features",
@@ -37,7 +39,7 @@ OF_SAMPLES = tuple(name for name in MEASURES if not name.startswith("bits"))
 class Limits:
     """From where on a number is out of range, fixed by the data before anything is trained.
 
-    frechet: of raw pixels, MAX_FRECHET times the held-out images'.
+    frechet: of raw pixels, OUT_OF_RANGE_FRECHET times the held-out images'.
     bits: per dimension, log2 of the grey levels, what it takes without any model.
     """
 
@@ -45,11 +47,12 @@ class Limits:
     bits: float
 
     def text(self) -> str:
-        """The criterion in words."""
+        """The criteria in words."""
         return (
-            "unstable: training met a loss or gradient that is not finite, or a sample is not finite, or the samples' "
-            f"Fréchet distance on raw pixels is above {self.frechet:.4g} ({MAX_FRECHET:g} times the held-out images'), "
-            f"or the bound on held-out images is above {self.bits:.4g} bits/dim (coding every grey level alike)"
+            f"{DIVERGED}: in a run, training met a loss or gradient that is not finite, or a sample or the bound is "
+            f"not finite; {OUT_OF_RANGE}: all is finite, but in a run the samples' Fréchet distance on raw pixels is "
+            f"above {self.frechet:.4g} ({OUT_OF_RANGE_FRECHET:g} times the held-out images'), or the bound on held-out "
+            f"images above {self.bits:.4g} bits/dim (coding every grey level alike)"
         )
 
 
@@ -61,20 +64,20 @@ class RunResult:
     numbers: dict[str, float | None]
     diverged: int | None = None
 
-    def reasons(self, limits: Limits) -> list[str]:
-        """Why it counts as unstable; nothing if it does not."""
+    def marks(self, limits: Limits) -> list[tuple[str, str]]:
+        """What is wrong with it: DIVERGED or OUT_OF_RANGE and the reason, for each; nothing of a sound run."""
         found = []
         if self.diverged is not None:
-            found.append(f"training diverged after step {self.diverged:,}")
+            found.append((DIVERGED, f"training diverged after step {self.diverged:,}"))
         frechet, bits = self.numbers.get("frechet"), self.numbers.get("bits_held_out")
         if frechet is None:
-            found.append("samples are not finite")
+            found.append((DIVERGED, "samples are not finite"))
         elif frechet > limits.frechet:
-            found.append(f"Fréchet distance {frechet:.3g}")
+            found.append((OUT_OF_RANGE, f"Fréchet distance {frechet:.3g}"))
         if bits is None:
-            found.append("the bound is not finite")
+            found.append((DIVERGED, "the bound is not finite"))
         elif bits > limits.bits:
-            found.append(f"{bits:.3g} bits/dim")
+            found.append((OUT_OF_RANGE, f"{bits:.3g} bits/dim"))
         return found
 
 
@@ -99,9 +102,19 @@ class CellResult:
         values = self.values(measure)
         return None if None in values or len(values) < 2 else stdev(values)  # type: ignore[type-var]
 
-    def unstable(self, limits: Limits) -> list[str]:
-        """Why it counts as unstable, seed by seed: if a single run does."""
-        return [f"seed {run.seed}: {reason}" for run in self.runs for reason in run.reasons(limits)]
+    def mark(self, limits: Limits) -> str | None:
+        """The graver mark that any of its runs has, None if none has any."""
+        return gravest(mark for run in self.runs for mark, _ in run.marks(limits))
+
+    def reasons(self, limits: Limits) -> list[str]:
+        """What is wrong, seed by seed."""
+        return [f"seed {run.seed}: {reason}" for run in self.runs for _, reason in run.marks(limits)]
+
+
+def gravest(marks: Iterable[str]) -> str | None:
+    """DIVERGED if it is among them, else OUT_OF_RANGE if that is."""
+    found = set(marks)
+    return next((mark for mark in (DIVERGED, OUT_OF_RANGE) if mark in found), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +138,9 @@ class AblationResult:
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """The paper's comparisons between these cells."""
-        return find({result.cell.name: result.values for result in self.cells})
+        """The paper's comparisons between these cells; reasons for what does not hold are given for the digits."""
+        digits = self.setup.get("data", {}).get("source") == "digits"
+        return find({result.cell.name: result.values for result in self.cells}, reasons=digits)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain numbers, lists and texts, for JSON; None where a number is missing or not finite."""
@@ -134,7 +148,7 @@ class AblationResult:
             "cells": [self._cell(result) for result in self.cells],
             "held_out": self.reference,
             "measures": {name: MEASURES[name] for name in self.measures},
-            "unstable_if": self.limits.text(),
+            "criteria": self.limits.text(),
             "limits": vars(self.limits),
             "findings": [finding.as_dict() for finding in self.findings],
             "setup": self.setup,
@@ -143,14 +157,13 @@ class AblationResult:
 
     def _cell(self, result: CellResult) -> dict[str, Any]:
         published = TABLE_2.get(result.cell.name)
-        reasons = result.unstable(self.limits)
         return {
             "name": result.cell.name,
             "label": result.cell.label,
             "predicts": result.cell.predicts,
             "trained_on": result.cell.trained_on,
-            "unstable": bool(reasons),
-            "reasons": reasons,
+            "mark": result.mark(self.limits),
+            "reasons": result.reasons(self.limits),
             "mean": {name: result.mean(name) for name in self.measures},
             "deviation": {name: result.deviation(name) for name in self.measures},
             "seeds": [{"seed": run.seed, "diverged": run.diverged, **run.numbers} for run in result.runs],
@@ -162,7 +175,7 @@ class AblationResult:
         shown = [name for name in self.measures if name != "nearest_median"]
         rows = [["", *(MEASURES[name] for name in shown), "paper: IS / FID"]]
         for result in self.cells:
-            name, marks = result.cell.name, " *" if result.unstable(self.limits) else ""
+            name, marks = result.cell.name, " *" if result.mark(self.limits) else ""
             numbers = [show(result.mean(m), result.deviation(m), len(result.runs)) for m in shown]
             rows.append([result.cell.label + marks, *numbers, _paper(name)])
         numbers = [show(self.reference.get(name), None, 0) for name in shown]
@@ -171,21 +184,23 @@ class AblationResult:
         lines = ["  ".join(map(_padded, row, widths)).rstrip() for row in rows]
         seeds = len(self.cells[0].runs)
         lines.append(f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
-        unstable = {result.cell.label: result.unstable(self.limits) for result in self.cells}
-        lines += [f"* {label}: unstable ({'; '.join(reasons)})" for label, reasons in unstable.items() if reasons]
+        for result in self.cells:
+            if mark := result.mark(self.limits):
+                lines.append(f"* {result.cell.label}: {mark} ({'; '.join(result.reasons(self.limits))})")
         return "\n".join([*lines, self.limits.text()])
 
     def csv(self) -> str:
         """A row for each run, under a heading."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["cell", "predicts", "trained_on", "seed", "unstable", *self.measures])
+        writer.writerow(["cell", "predicts", "trained_on", "seed", "mark", "reasons", *self.measures])
         for result in self.cells:
             cell = result.cell
             for run in result.runs:
-                reasons = "; ".join(run.reasons(self.limits))
+                marks = run.marks(self.limits)
+                mark, reasons = gravest(mark for mark, _ in marks) or "", "; ".join(reason for _, reason in marks)
                 numbers = ["" if (x := run.numbers.get(name)) is None else repr(x) for name in self.measures]
-                writer.writerow([cell.name, cell.predicts, cell.trained_on, run.seed, reasons, *numbers])
+                writer.writerow([cell.name, cell.predicts, cell.trained_on, run.seed, mark, reasons, *numbers])
         return text.getvalue()
 
 

@@ -1,6 +1,7 @@
 """One run of an ablation in its folder: trained, drawn from, judged and rated, each part written once and kept.
 
-run.json, log.csv, checkpoint-*.safetensors   an ordinary run's folder (files/run.py), from which training resumes
+run.json, log.csv, checkpoint-*.safetensors   an ordinary run's folder (files/run.py), from which training resumes; of
+                    a training that is over only the last checkpoint, whenever it was stopped on the way
 diverged.json       {"step", "message"}, if training met a loss or gradient that is not finite; the checkpoint is then
                     that of the step before, and what follows is made from it
 samples.npz, .png   as many images as were held out, by Algorithm 2: grey levels 0…255, which are what is judged
@@ -23,18 +24,25 @@ from ddpm_ref.checks import Array
 from ddpm_ref.dataset_likelihood import dataset_bound, evaluations
 from ddpm_ref.experiments import quality
 from ddpm_ref.experiments.ablation_cells import Cell, Setup
-from ddpm_ref.experiments.features import FeatureNetwork, Manifold, frechet_of_features, manifold, precision_recall
-from ddpm_ref.experiments.features import train_features as train_feature_network
+from ddpm_ref.experiments.features import (
+    FeatureNetwork,
+    Manifold,
+    feature_space,
+    frechet_of_features,
+    manifold,
+    precision_recall,
+)
 from ddpm_ref.experiments.subject import Subject
 from ddpm_ref.files import run as runs
-from ddpm_ref.files.checkpoint import list_checkpoints, load_checkpoint
+from ddpm_ref.files.atomic import sweep
+from ddpm_ref.files.checkpoint import keep_last, list_checkpoints, load_checkpoint
 from ddpm_ref.files.data import ImageData, load_data
 from ddpm_ref.gallery import save_samples
 from ddpm_ref.likelihood import bits_per_dim
 from ddpm_ref.sampling import batches, generate_steps
 from ddpm_ref.train import Diverged, StepReport, Trainer
 
-CLASSIFIED = 5000  # training images that the support vector machines see at most: they take time as its square
+COMPARED = 10_000  # training images at most whose moments and features samples are compared with
 SAVE_EVERY = 1000
 BATCH = 200  # images at a time in the likelihood
 
@@ -51,20 +59,31 @@ class Judge:
     """What samples are judged by, the same for all runs: two classifiers of the training images, and these themselves.
 
     classifier: gives class shares and top-class probabilities.   network: gives the features.
+    Moments and features are those of the first COMPARED images; for the nearest, all are looked at, so many at a time.
     """
 
-    train: Array
+    train: ImageData
     classifier: quality.Classifier
     network: FeatureNetwork
 
     @cached_property
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and covariance of the training images' pixels."""
+        return quality.moments("train", quality.check_images("train", self._images(0)))
+
+    @cached_property
     def manifold(self) -> Manifold:
         """Of the training images' features."""
-        return manifold(self.network(self.train))
+        return manifold(self.network(self._images(0)))
+
+    def _images(self, first: int) -> Array:
+        """COMPARED training images, or as many as there are, from this one on; (M, H, W, C) float64."""
+        return self.train.x_0(slice(first, first + COMPARED), np.float64)
 
     def __call__(self, images: Array) -> dict[str, Any]:
         """The quality of images (N, H, W, C) as plain numbers."""
-        report = quality.measure(images, self.train, self.classifier)
+        parts = map(self._images, range(0, len(self.train), COMPARED))
+        report = quality.report(images, parts, self.classifier, self.moments)
         features = self.network(images)
         precision, recall = precision_recall(self.manifold, features)
         return {
@@ -78,9 +97,9 @@ class Judge:
 
 def new_judge(train: ImageData) -> Judge:
     """The judge of samples of a model of these images, which have labels. Its seeds are fixed: 0."""
-    x = train.x_0(dtype=np.float64)
-    classifier = quality.train_classifier(x[:CLASSIFIED], train.labels[:CLASSIFIED])  # type: ignore[index]
-    return Judge(x, classifier, train_feature_network(x, train.labels))
+    some = train.take(slice(quality.CLASSIFIED))
+    classifier = quality.train_classifier(some.x_0(dtype=np.float64), some.labels)
+    return Judge(train, classifier, feature_space(train))
 
 
 # --- how much there is to do -----------------------------------------------------------------------------------------
@@ -111,8 +130,8 @@ def train(setup: Setup, cell: Cell, seed: int, folder: Path, backend: Backend, a
 
     Raises Stopped if a signal came first.
     """
-    runs.open_folder(folder, resume=True)
     if (folder / "diverged.json").exists():
+        keep_last(folder, 1)
         return
     state = load_checkpoint(folder).state if list_checkpoints(folder) else None
     trainer = Trainer(setup.net(cell), setup.schedule, setup.train, setup.settings(cell, seed), backend, state=state)
@@ -129,10 +148,12 @@ def train(setup: Setup, cell: Cell, seed: int, folder: Path, backend: Backend, a
     except Diverged as error:
         runs.save(trainer, setup.source, folder)
         runs.write_json(folder / "diverged.json", {"step": trainer.state.step, "message": str(error)})
+        keep_last(folder, 1)
         advance(passes * (setup.steps - trainer.state.step), "diverged")
         return
     if stopped and trainer.state.step < setup.steps:
         raise Stopped(f"stopped by {stopped} at step {trainer.state.step:,} of {folder}, and saved")
+    keep_last(folder, 1)
 
 
 def subject_of(setup: Setup, cell: Cell, folder: Path, backend: Backend) -> Subject:
@@ -183,6 +204,8 @@ def finish(
 ) -> None:
     """Everything that the folder does not have yet, in order."""
     quality_path, likelihood_path = folder / "quality.json", folder / "likelihood.json"
+    runs.open_folder(folder, resume=True)
+    sweep(folder)
     train(setup, cell, seed, folder, backend, advance)
     subject = subject_of(setup, cell, folder, backend)
     # A network that went astray overflows on the way; what is not finite is found in what comes out.

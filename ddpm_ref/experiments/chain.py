@@ -1,8 +1,7 @@
 """Algorithm 2 as the experiments run it: from x_T or from any x_t, of a checkpoint's network or of any model."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,19 +101,15 @@ def evenly(T: int, parts: int, *, lowest: int = 0) -> tuple[int, ...]:
     return tuple(sorted(steps, reverse=True))
 
 
+def falling_steps(name: str, steps: Sequence[int], T: int) -> tuple[int, ...]:
+    """Chosen steps of 0 … T, falling; ValueError calling them `name` if there are none, others, or one twice."""
+    if not steps or len(set(steps)) < len(steps):
+        raise ValueError(f"{name}: wanted one step or more, each once, got {list(steps)}")
+    for t in steps:
+        check_int(name, t, 0, T)
+    return tuple(sorted((int(t) for t in steps), reverse=True))
+
+
 def rms_255(difference: Array, axis: int | tuple[int, ...] | None = None) -> Array:
     """Root mean square of a difference of images in [-1, 1], on the scale of 0 … 255; float64."""
     return 127.5 * np.sqrt(np.mean(np.square(np.asarray(difference, dtype=np.float64)), axis=axis))
-
-
-def beyond_chance(difference: Array) -> int:
-    """Whether the mean of n paired differences is above 0 (1), below (-1), or within two standard errors (0)."""
-    mean = float(np.mean(difference))
-    error = 2 * float(np.std(difference, ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-    return int(mean > error) - int(mean < -error)
-
-
-def falls(values: Array) -> bool:
-    """Whether K rows of n numbers, paired, fall: none rises above the one before beyond chance, the last is below."""
-    rises = [beyond_chance(after - before) for before, after in pairwise(values)]
-    return max(rises, default=0) <= 0 and beyond_chance(values[-1] - values[0]) < 0

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ddpm_ref.checks import Array, check_finite, check_int
-from ddpm_ref.experiments.quality import check_images, frechet_distance
+from ddpm_ref.experiments.quality import CLASSIFIED, check_images, frechet_distance
 from ddpm_ref.extras import import_extra
+from ddpm_ref.files.data import ImageData
 from ddpm_ref.files.formats import read_npz_array
 
 HIDDEN = (64, 32)  # units of the perceptron's layers; few at last, since a covariance is taken of about 300 samples
@@ -67,6 +68,13 @@ def train_features(images: Array, labels: Array, seed: int = 0) -> FeatureNetwor
         warnings.filterwarnings("ignore", "Stochastic Optimizer: Maximum iterations")
         network.fit(x, y)
     return FeatureNetwork(tuple(network.coefs_[:-1]), tuple(network.intercepts_[:-1]))
+
+
+def feature_space(train: ImageData) -> FeatureNetwork:
+    """The features that labelled training images give, learned from CLASSIFIED of them at most; the seed is 0."""
+    if train.labels is None:
+        raise ValueError("features: wanted training images with labels, from which features are learned")
+    return train_features(train.x_0(slice(CLASSIFIED), np.float64), train.labels[:CLASSIFIED])
 
 
 def frechet_of_features(a: Array, b: Array) -> float:

@@ -10,17 +10,17 @@ from ddpm_ref.files.atomic import replacing
 BLUE, RED, GREY, ORANGE = "#1f4e79", "#a2352c", "#8a8a8a", "#d9622b"
 
 
-def new_figure(columns: int, *, height: float = 3.6) -> tuple[Any, list[Any]]:
-    """A figure and its axes, side by side."""
+def new_figure(columns: int, *, width: float = 4.4, height: float = 3.6, sharey: bool = False) -> tuple[Any, list[Any]]:
+    """A figure and its axes, side by side.  width, height: of each, in inches of 120 pixels."""
     Figure = import_extra("matplotlib.figure", "a picture with text").Figure
-    figure = Figure(figsize=(4.4 * columns, height), dpi=120, layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    figure = Figure(figsize=(width * columns, height), dpi=120, layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False, sharey=sharey)[0])
 
 
-def finish(axes: Any, title: str, xlabel: str, ylabel: str, *, legend: bool = True) -> None:
-    """Title, names of the axes, grid and legend."""
+def finish(axes: Any, title: str, xlabel: str, ylabel: str, *, legend: bool = True, grid: str = "both") -> None:
+    """Title, names of the axes, grid and legend.  grid: at "both" kinds of ticks or "major" ones."""
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(which="both", color="#e6e6e6", linewidth=0.6)
+    axes.grid(which=grid, color="#e6e6e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         axes.legend(frameon=False, fontsize=9)

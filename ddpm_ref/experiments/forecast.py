@@ -38,7 +38,7 @@ def pace(setup: Setup, cells: Sequence[Cell], backend: Backend, batch: int) -> P
     how = dict(setup.how(simple), seed=0, backend=backend)
     samples, shape = np.arange(batch), setup.source.shape
     steps = chain.from_iterable(generate_steps(net, params, setup.schedule, samples, shape, **how) for _ in count())
-    draw = seconds_of(lambda: next(steps))
+    draw = seconds_of(lambda: backend.to_host(next(steps)[1]))  # which a GPU must finish
     model = HostModel(net, params, backend)
     x_0 = setup.train.x_0(slice(batch))
 

@@ -7,7 +7,7 @@ labels, beside held-out images.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ddpm_ref import options, pictures
 from ddpm_ref.checks import Array, check_int
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import generation_picture, quality
-from ddpm_ref.experiments.chain import Chain, Progress, chain_of, evenly, rms_255
+from ddpm_ref.experiments.chain import Chain, Progress, chain_of, evenly, falling_steps, rms_255
 from ddpm_ref.experiments.shared import SharedLatents, shared_latents, shared_work
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
@@ -38,7 +38,6 @@ QUARTERS = 4
 STRIP, PANELS = 8, 4  # samples in progressive.png, latents in shared.png
 MOST, NUMBERS = 1000, 2**25  # unless told: samples judged, and numbers held of their x̂_0, 128 MiB, at each step
 FRECHET_DIMENSIONS = 4096  # its time grows as D³: for larger images there is no Fréchet distance on raw pixels
-CLASSIFIER_IMAGES = 5000  # its time grows as the square of the training images; more are left out
 BLOCK = 1024
 
 
@@ -122,7 +121,7 @@ class Judge:
     def __init__(self, train: ImageData) -> None:
         small = int(np.prod(train.shape)) <= FRECHET_DIMENSIONS and len(train) > 1
         self._moments = moments(train) if small else None
-        seen = train.take(slice(CLASSIFIER_IMAGES))
+        seen = train.take(slice(quality.CLASSIFIED))
         counts = np.zeros(0) if seen.labels is None else np.unique(seen.labels, return_counts=True)[1]
         able = len(counts) > 1 and counts.min() >= quality.FOLDS
         self._classifier = quality.train_classifier(seen.x_0(), seen.labels) if able else None
@@ -190,19 +189,22 @@ def measure(
     count: int | None = None,
     latents: int = 8,
     continuations: int = 8,
+    steps: Sequence[int] | None = None,
     batch: int = 100,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Generation:
     """x̂_0 and its quality at tenths of the reverse process, and samples that share x_t at its quarters.
 
-    count: samples judged, at least 2 (`default_count`); 11 x̂_0 of each are held.  Images 0 … count-1 are those that
+    count: samples judged, at least 2 (`default_count`); x̂_0 of each are held at all steps.  steps: of 0 … T instead of
+    the tenths; 0, where x̂_0 is the sample, is always there.  Images 0 … count-1 are those that
     `ddpm-ref sample --seed SEED` draws, and the latents are x_t of the first.
     """
     count = default_count(subject) if count is None else count
     check_int("count", count, 2)
     chain = chain_of(subject, seed)
-    T, steps = chain.schedule.T, evenly(chain.schedule.T, PARTS)
+    T = chain.schedule.T
+    steps = all_steps("steps", steps, T)
     how = dict(latents=latents, continuations=continuations, batch=batch)
     judge, held = Judge(subject.train), subject.held_out
     shared = shared_latents(chain, _quarters(T), **how, progress=progress)
@@ -216,6 +218,14 @@ def measure(
         held_out=judge(held.x_0(slice(count))) if held is not None and len(held) >= count else None,
         shared=shared,
     )
+
+
+def all_steps(name: str, steps: Sequence[int] | None, T: int) -> tuple[int, ...]:
+    """The steps of x̂_0: tenths of T, or these and 0, falling."""
+    if steps is None:
+        return evenly(T, PARTS)
+    chosen = falling_steps(name, steps, T)
+    return chosen if 0 in chosen else (*chosen, 0)
 
 
 def save(folder: Path, result: Generation, facts: dict[str, Any]) -> list[Path]:
@@ -248,6 +258,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.shared(parser, "where to write (generation in the run's folder, or the first of -2, -3 … that is new)")
     options.drawing(parser, checkpoint=True, count=False)
     parser.add_argument("--count", type=int, metavar="N", help="samples judged (as many as held out, 1000 at most)")
+    parser.add_argument("--steps", dest="at", nargs="+", type=int, metavar="T",
+                        help="steps of x̂_0 (tenths of T); 0, the sample, is always there")  # fmt: skip
     parser.add_argument("--latents", type=int, default=8, metavar="L", help="x_t that samples share, at each t")
     parser.add_argument("--continuations", type=int, default=8, metavar="M", help="samples that share each")
 
@@ -258,13 +270,15 @@ def run(args: argparse.Namespace) -> int:
     subject = open_subject(args)
     count = default_count(subject) if args.count is None else args.count
     how = dict(count=count, latents=args.latents, continuations=args.continuations, batch=args.draw_batch)
+    steps = all_steps("--steps", args.at, subject.schedule.T)
     check_int("--count", count, 2)
     check_int("--latents", args.latents, 2)
     check_int("--continuations", args.continuations, 2)
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(run_folder(args) / "generation"))
     with bar(work(subject.schedule.T, **how), f"drawing {count} images and their relatives", "step") as progress:
-        result = measure(subject, **how, seed=args.seed, progress=progress.update)
+        result = measure(subject, **how, steps=steps, seed=args.seed, progress=progress.update)
     say(result.table())
-    for path in save(folder, result, subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, **how)):
+    facts = subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, steps=steps, **how)
+    for path in save(folder, result, facts):
         say(f"wrote {path}")
     return 0

@@ -1,4 +1,4 @@
-"""Interpolation of images in latent space (§4.3, "Interpolation"; Figures 8, 9).
+"""Interpolation of images in latent space (§4.4; Figures 8, 9).
 
 Two images are noised with the *same* ε, mixed, and decoded by the reverse process:
 
@@ -12,7 +12,6 @@ has the z of one image number, so that along λ nothing changes but λ. At t = 0
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from ddpm_ref import options, pictures
 from ddpm_ref.checks import Array, check_finite, check_int, check_same_shape
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import interpolation_picture
-from ddpm_ref.experiments.chain import Chain, Progress, beyond_chance, chain_of, evenly, falls, rms_255
+from ddpm_ref.experiments.chain import Chain, Progress, chain_of, evenly, falling_steps
+from ddpm_ref.experiments.interpolation_result import Interpolation, mixed
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.data import ImageData
@@ -33,147 +33,14 @@ from ddpm_ref.terminal import bar, need, new_folder, say
 RESULT = "interpolation.json"
 TEXT = "mix two images at step t of the diffusion and decode the mixture (Figures 8, 9)"
 MORE = (
-    "\nWrites interpolation.png (several pairs at T/2, as Figure 8), interpolation-quarter.png (at T/4, where small\n"
-    "images still show their sources), coarse-to-fine.png (one pair at every t, as Figure 9), details.png\n"
-    "(what is lost of the sources, and how coarse it is) and interpolation.json."
+    "\nWrites interpolation.png (several pairs at the step nearest T/2, as Figure 8), interpolation-quarter.png (at\n"
+    "the one nearest T/4, where small images still show their sources), coarse-to-fine.png (one pair at every t, as\n"
+    "Figure 9), details.png (what is lost of the sources, and how coarse it is) and interpolation.json."
 )
 
 LAMBDAS = tuple(i / 10 for i in range(11))  # 0 and 1: each source, encoded and decoded
 PARTS = 8  # t = 0, 125 … 1000
-COARSE_WAVES = 2  # patterns of at most so many waves across an image are its coarse part
 SHOWN = 6  # pairs in interpolation.png
-
-
-@dataclass(frozen=True, eq=False)
-class Interpolation:
-    """P pairs, decoded at K steps t and L weights λ; distances are root mean squares on the scale of 0 … 255.
-
-    pairs: (P, 2) indices into `part`.  t: K steps, falling.  sources: (P, 2, H, W, C).  decoded: (K, P, L, H, W, C).
-    """
-
-    part: str
-    pairs: Array
-    t: tuple[int, ...]
-    lambdas: tuple[float, ...]
-    sources: Array
-    decoded: Array
-
-    def distances(self, others: Array) -> Array:
-        """From each decoded image to `others`, which broadcast to (P, L, H, W, C): (K, L), over all pairs."""
-        return rms_255(self.decoded - np.asarray(others, dtype=np.float64), axis=(1, *range(3, self.decoded.ndim)))
-
-    @property
-    def reconstruction(self) -> Array:
-        """Of λ = 0 and 1 together, from the source that went in: what is lost at t; (K,)."""
-        lost = self._ends() - self.sources
-        return rms_255(lost, axis=tuple(range(1, lost.ndim)))
-
-    @property
-    def departure(self) -> Array:
-        """Of all λ between 0 and 1, from the pixel blend; (K,)."""
-        blends = _mixed(self.sources[:, :1], self.sources[:, 1:], self.lambdas)
-        between = [i for i, weight in enumerate(self.lambdas) if 0 < weight < 1]
-        apart = np.asarray(self.decoded[:, :, between], dtype=np.float64) - blends[:, between]
-        return rms_255(apart, axis=tuple(range(1, apart.ndim)))
-
-    @property
-    def travel(self) -> Array:
-        """How far the decoded images of λ = 0 and 1 are apart, as a multiple of the sources'; (K,).
-
-        1 where all of the difference is kept, 0 where x_t no longer tells one source from the other.
-        """
-        ends = self._ends()
-        apart = rms_255(ends[:, :, 1] - ends[:, :, 0], axis=tuple(range(1, ends.ndim - 1)))
-        return apart / rms_255(self._between())
-
-    @property
-    def lost(self) -> Array:
-        """Reconstruction error of the coarse and of the fine part, relative to the difference of two sources; (K, 2).
-
-            lost_band = √(Σ |reconstruction - source|² / Σ |source' - source|²) in that band
-
-        0 where the band is kept exactly, near 1 where it is as if another image had been drawn.
-        """
-        error = _bands(self._ends() - self.sources)
-        return np.sqrt(error.mean(axis=(1, 2)) / self._band_sizes())
-
-    def findings(self) -> dict[str, bool]:
-        """§4.3's "coarse for large t, fine for small t", judged by the numbers beyond the chance of the pairs.
-
-        Chance is two standard errors (`beyond_chance`): where nothing of the sources is left, two t differ by it alone.
-        The fine part is lost more if it is at some t, and the coarse at none.
-        """
-        blends = _mixed(self.sources[:, :1], self.sources[:, 1:], self.lambdas)
-        inner = slice(1, -1)
-        lost = _bands(self._ends() - self.sources).mean(axis=2) / self._band_sizes()  # (K, P, 2)
-        more = [beyond_chance(row) for row in lost[..., 1] - lost[..., 0]]
-        return {
-            "reconstruction_rmse_grows_with_t": falls(_squares(self._ends() - self.sources)),
-            "departure_from_pixel_blend_grows_with_t": falls(_squares(self.decoded[:, :, inner] - blends[:, inner])),
-            "fine_part_is_lost_more_than_coarse": max(more) > 0 and min(more) >= 0,
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers, for JSON; tables are (t, λ)."""
-        blends = _mixed(self.sources[:, :1], self.sources[:, 1:], self.lambdas)
-        return {
-            "part": self.part,
-            "pairs": self.pairs.tolist(),
-            "t": list(self.t),
-            "lambda": list(self.lambdas),
-            "rms_between_sources": float(rms_255(self._between())),
-            "rms_to_first": self.distances(self.sources[:, :1]).tolist(),
-            "rms_to_second": self.distances(self.sources[:, 1:]).tolist(),
-            "rms_to_pixel_blend": self.distances(blends).tolist(),
-            "reconstruction_rmse": self.reconstruction.tolist(),
-            "departure_from_pixel_blend": self.departure.tolist(),
-            "travel": self.travel.tolist(),
-            "lost_coarse": self.lost[:, 0].tolist(),
-            "lost_fine": self.lost[:, 1].tolist(),
-            "coarse_waves": COARSE_WAVES,
-            "findings": self.findings(),
-        }
-
-    def table(self) -> str:
-        """A line for each t, and the findings."""
-        line = "{:>6}{:>17}{:>14}{:>9}{:>13}{:>11}".format
-        lines = [line("t", "reconstruction", "off blend", "travel", "lost coarse", "fine")]
-        for row in zip(self.t, self.reconstruction, self.departure, self.travel, *self.lost.T, strict=True):
-            lines.append(line(row[0], *(f"{x:.2f}" for x in row[1:])))
-        said = [f"{name.replace('_', ' ')}: {'yes' if holds else 'NO'}" for name, holds in self.findings().items()]
-        return "\n".join([*lines, "", *said])
-
-    def _between(self) -> Array:
-        """The second source less the first, (P, H, W, C) float64."""
-        first, second = np.moveaxis(np.asarray(self.sources, dtype=np.float64), 1, 0)
-        return second - first
-
-    def _band_sizes(self) -> Array:
-        """|source' - source|² of the coarse and of the fine part, a mean over pairs, (2,); ∞ for none."""
-        size = _bands(self._between()).mean(axis=0)
-        return np.where(size > 0, size, np.inf)
-
-    def _ends(self) -> Array:
-        """The decoded images of λ = 0 and λ = 1, (K, P, 2, H, W, C) float64."""
-        ends = [self.lambdas.index(0), self.lambdas.index(1)]
-        return np.asarray(self.decoded[:, :, ends], dtype=np.float64)
-
-
-def _squares(x: Array) -> Array:
-    """Mean squares over all but the steps and the pairs: (K, P, ...) to (K, P)."""
-    squares: Array = np.mean(np.square(x, dtype=np.float64), axis=tuple(range(2, x.ndim)))
-    return squares
-
-
-def _bands(x: Array) -> Array:
-    """|coarse part|² and |fine part|² of images (..., H, W, C): (..., 2), which sum to |x|².
-
-    The coarse part is the Fourier modes of at most COARSE_WAVES waves across the image, in any direction.
-    """
-    h, w = x.shape[-3:-1]
-    waves = np.hypot(*np.meshgrid(h * np.fft.fftfreq(h), w * np.fft.fftfreq(w), indexing="ij"))
-    power = (np.abs(np.fft.fft2(x, axes=(-3, -2), norm="ortho")) ** 2).sum(axis=-1)
-    return np.stack([power[..., band].sum(axis=-1) for band in (waves <= COARSE_WAVES, waves > COARSE_WAVES)], axis=-1)
 
 
 # --- encode, mix, decode ---------------------------------------------------------------------------------------------
@@ -182,13 +49,6 @@ def _bands(x: Array) -> Array:
 def encode(chain: Chain, x_0: Array, t: int, eps: Array) -> Array:
     """x_t of x_0 (P, ...) with this ε; x_0 itself at t = 0."""
     return q_sample(chain.schedule, x_0, t, eps) if t else x_0
-
-
-def _mixed(x: Array, other: Array, lambdas: Sequence[float]) -> Array:
-    """(1 - λ) x + λ x' of x, x' (P, 1, ...) for each λ: (P, L, ...), in their dtype."""
-    weight = np.asarray(lambdas, dtype=x.dtype).reshape(1, -1, *(1,) * (x.ndim - 2))
-    mixed: Array = (1 - weight) * x + weight * other
-    return mixed
 
 
 def interpolate(
@@ -212,8 +72,8 @@ def interpolate(
     decoded = np.empty((len(steps), len(x_0), count, *chain.shape), chain.dtype)
     for k, t in enumerate(steps):
         x_t, x_t_other = encode(chain, x_0, t, eps), encode(chain, other, t, eps)
-        mixed = _mixed(x_t[:, None], x_t_other[:, None], lambdas).reshape(-1, *chain.shape)
-        ends = chain.ends(np.repeat(numbers, count), mixed.astype(chain.dtype), t, batch=batch, progress=progress)
+        mixture = mixed(x_t[:, None], x_t_other[:, None], lambdas).reshape(-1, *chain.shape)
+        ends = chain.ends(np.repeat(numbers, count), mixture.astype(chain.dtype), t, batch=batch, progress=progress)
         decoded[k] = ends.reshape(decoded[k].shape)
     return decoded
 
@@ -231,9 +91,18 @@ def choose_pairs(count: int, images: int, seed: int) -> Array:
 # --- the experiment --------------------------------------------------------------------------------------------------
 
 
-def work(T: int, *, pairs: int, batch: int) -> int:
+def work(
+    T: int, *, pairs: int, batch: int, steps: Sequence[int] | None = None, lambdas: Sequence[float] = LAMBDAS
+) -> int:
     """How often `measure` reports progress."""
-    return -(-pairs * len(LAMBDAS) // batch) * sum(evenly(T, PARTS))
+    return -(-pairs * len(all_lambdas(lambdas)) // batch) * sum(evenly(T, PARTS) if steps is None else steps)
+
+
+def all_lambdas(lambdas: Sequence[float]) -> tuple[float, ...]:
+    """These λ of [0, 1] and 0 and 1, rising, each once; ValueError if there is none between."""
+    if not all(0 <= weight <= 1 for weight in lambdas) or set(lambdas) <= {0, 1}:
+        raise ValueError(f"lambdas: wanted numbers in [0, 1], one or more between, got {list(lambdas)}")
+    return tuple(sorted({0.0, *map(float, lambdas), 1.0}))
 
 
 def measure(
@@ -241,6 +110,8 @@ def measure(
     *,
     pairs: int | Array = 8,
     part: str | None = None,
+    steps: Sequence[int] | None = None,
+    lambdas: Sequence[float] = LAMBDAS,
     batch: int = 100,
     seed: int = 0,
     progress: Progress | None = None,
@@ -248,14 +119,16 @@ def measure(
     """Pairs of images interpolated at eighths of the diffusion and λ = 0, 0.1 … 1.
 
     pairs: how many, chosen by the seed, or (P, 2) indices of images.  part: of "held_out" (unless there is none) or
-    "train".
+    "train".  steps: of 0 … T instead of the eighths.  lambdas: others between 0 and 1, which are always there.
     """
+    T, lambdas = subject.schedule.T, all_lambdas(lambdas)
+    steps = evenly(T, PARTS) if steps is None else falling_steps("steps", steps, T)
     name, images = _part(subject, part)
     pairs = choose_pairs(pairs, len(images), seed) if isinstance(pairs, int) else _checked_pairs(pairs, len(images))
-    chain, steps = chain_of(subject, seed), evenly(subject.schedule.T, PARTS)
+    chain = chain_of(subject, seed)
     sources = np.stack([images.x_0(pairs[:, i], chain.dtype) for i in (0, 1)], axis=1)
-    decoded = interpolate(chain, sources[:, 0], sources[:, 1], steps, batch=batch, progress=progress)
-    return Interpolation(name, pairs, steps, LAMBDAS, sources, decoded)
+    decoded = interpolate(chain, sources[:, 0], sources[:, 1], steps, lambdas, batch=batch, progress=progress)
+    return Interpolation(name, pairs, steps, lambdas, sources, decoded, T)
 
 
 def _part(subject: Subject, part: str | None) -> tuple[str, ImageData]:
@@ -286,7 +159,7 @@ def save(folder: Path, result: Interpolation, facts: dict[str, Any]) -> list[Pat
     decoded = np.clip(result.decoded, -1, 1)
     weights = [f"{weight:g}" for weight in result.lambdas]
     columns = ["source", *weights, "source"]
-    half, quarter = len(result.t) // 2, 3 * len(result.t) // 4
+    half, quarter = (nearest_step(result.t, result.T / n) for n in (2, 4))
 
     def rows(decoded: Array, sources: Array) -> Array:
         return np.concatenate([sources[:, :1], decoded, sources[:, 1:]], axis=1)
@@ -305,6 +178,11 @@ def save(folder: Path, result: Interpolation, facts: dict[str, Any]) -> list[Pat
     ]  # fmt: skip
 
 
+def nearest_step(t: Sequence[int], where: float) -> int:
+    """The place in t of the step nearest to `where`, of two equally near the first."""
+    return min(range(len(t)), key=lambda k: abs(t[k] - where))
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """`ddpm-ref interpolation`"""
     options.shared(parser, "where to write (interpolation in the run's folder, or the first of -2, -3 … that is new)")
@@ -312,6 +190,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=8, metavar="P", help="pairs, chosen by the seed")
     parser.add_argument("--pairs", nargs="+", type=_pair, metavar="I:J", help="these pairs of images, counted from 0")
     parser.add_argument("--part", choices=("held_out", "train"), help="which images (held_out, if any were)")
+    parser.add_argument("--steps", dest="at", nargs="+", type=int, metavar="T", help="steps to mix at (eighths of T)")
+    parser.add_argument("--lambdas", nargs="+", type=float, default=LAMBDAS, metavar="L",
+                        help="weights of the second image; 0 and 1 are always there")  # fmt: skip
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -331,9 +212,11 @@ def run(args: argparse.Namespace) -> int:
     pairs = (
         _checked_pairs(np.array(args.pairs), len(images)) if given else choose_pairs(args.count, len(images), args.seed)
     )
+    T = subject.schedule.T
+    how: dict[str, Any] = dict(batch=args.draw_batch, lambdas=all_lambdas(args.lambdas))
+    how["steps"] = evenly(T, PARTS) if args.at is None else falling_steps("--steps", args.at, T)
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(run_folder(args) / "interpolation"))
-    how: dict[str, Any] = dict(batch=args.draw_batch)
-    with bar(work(subject.schedule.T, pairs=len(pairs), **how), f"decoding {len(pairs)} pairs", "step") as progress:
+    with bar(work(T, pairs=len(pairs), **how), f"decoding {len(pairs)} pairs", "step") as progress:
         result = measure(subject, pairs=pairs, part=name, seed=args.seed, progress=progress.update, **how)
     say(result.table())
     for path in save(folder, result, subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, **how)):

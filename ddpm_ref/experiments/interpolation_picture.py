@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ddpm_ref.experiments.figure import BLUE, GREY, ORANGE, RED, finish, new_figure, save_figure
 
 if TYPE_CHECKING:
-    from ddpm_ref.experiments.interpolation import Interpolation
+    from ddpm_ref.experiments.interpolation_result import Interpolation
 
 
 def save_details(path: Path, result: "Interpolation") -> Path:

@@ -110,8 +110,9 @@ class Likelihood:
         lines = [row("bits/dim", "images", "L_T", "rate", "distortion L_0", "total")]
         for p in self.parts:
             pairs = ((p.rate, p.rate_error), (p.distortion, p.distortion_error), (p.total, p.total_error))
-            numbers = [f"{x:.4f} ±{e:.4f}" if not x < 5e-5 else f"{x:.1e} ±{e:.1e}" for x, e in pairs]
-            lines.append(row(p.part, f"{p.images:,}", f"{p.L_T:.1e}", *numbers))
+            forms = [".1e" if x < 5e-5 else ".4f" for x, _ in pairs]
+            numbers = [f"{shown(x, form)} ±{shown(e, form)}" for (x, e), form in zip(pairs, forms, strict=True)]
+            lines.append(row(p.part, f"{p.images:,}", shown(p.L_T, ".1e"), *numbers))
         held = any(p.part == "held-out" for p in self.parts)
         L, simple = (TABLE_1[name].nll_test if held else TABLE_1[name].nll_train for name in ("fixed", "simple"))
         split = f"{RATE:.2f}", f"{DISTORTION:.2f}"
@@ -138,7 +139,7 @@ def measure(
     """
     chosen = _chosen(subject, every, count, parts)
     how = {name: subject.how[name] for name in ("predicts", "var", "clip")}
-    how |= dict(seed=seed, every=every, batch=batch, progress=progress)
+    how |= dict(seed=seed, every=every, batch=batch, dtype=subject.model.dtype, progress=progress)
     found = [part_likelihood(part, subject.schedule, subject.model, data, **how) for part, data in chosen.items()]
     return Likelihood(tuple(found))
 
@@ -196,10 +197,17 @@ def work(
 
 
 def _chosen(subject: Subject, every: int, count: int | None, parts: Sequence[str] | None) -> dict[str, ImageData]:
-    """The images of each part; ValueError for a part that is not there, and for one with fewer than `every`."""
+    """The images of each part; ValueError for a part that is not there, and for one of fewer than 2 `every`."""
     chosen = {part: images_of(subject, part, count) for part in parts_of(subject, parts)}
-    check_int("every", every, 1, min(map(len, chosen.values())))
+    check_every(every, min(map(len, chosen.values())))
     return chosen
+
+
+def check_every(every: int, images: int) -> None:
+    """ValueError unless so many images make two groups or more of K = every: of one there is no standard error."""
+    check_int("every", every, 1)
+    if 2 * every > images:
+        raise ValueError(f"every: wanted at most half of the {images} images, for a standard error, got {every}")
 
 
 def save(folder: Path, result: Likelihood, facts: dict[str, Any]) -> list[Path]:
@@ -233,6 +241,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+def shown(x: float | None, form: str) -> str:
+    """A number in a table; a dash for what is none or not finite."""
+    return "–" if x is None or not np.isfinite(x) else format(x, form)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +254,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.shared(
         parser, "where to write (likelihood in the run's folder, or the first of likelihood-2 … that is new)"
     )
-    options.drawing(parser, checkpoint=True, count=False, temperature=False)
+    options.drawing(parser, checkpoint=True, count=False, temperature=False, draws=False)
     bound_options(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="of the data (all there are)")
 
@@ -255,6 +268,7 @@ def bound_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="every K-th step of each image, other steps for other images: unbiased, K times as fast, less precise",
     )
+    parser.add_argument("--batch", type=int, default=100, metavar="N", help="images at a time")
     parser.add_argument("--count", type=int, metavar="N", help="at most the first N images of a part (all)")
 
 
@@ -267,7 +281,7 @@ def run(args: argparse.Namespace) -> int:
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/likelihood"))
     say(taken(subject.backend, args))
     with bar(todo, "bounding", "image step") as progress:
-        result = measure(subject, **which, batch=args.draw_batch, progress=progress.update)
+        result = measure(subject, **which, batch=args.batch, progress=progress.update)
     paths = save(folder, result, subject.facts(seed=args.seed, every=args.every, count=args.count))
     say(result.table())
     for path in paths:

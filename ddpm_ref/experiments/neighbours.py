@@ -20,6 +20,7 @@ from ddpm_ref.checks import Array, check_finite, check_int
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import neighbours_picture
 from ddpm_ref.experiments.chain import Progress, chain_of
+from ddpm_ref.experiments.features import feature_space
 from ddpm_ref.experiments.generation import progressive
 from ddpm_ref.experiments.quality import check_images
 from ddpm_ref.experiments.subject import Subject, open_subject
@@ -31,7 +32,7 @@ RESULT = "neighbours.json"
 TEXT = "show samples beside the training images nearest to them (Figures 12, 15)"
 MORE = (
     "\nWrites neighbours.png (a sample in each row, then its nearest training images), distances.png (how far samples\n"
-    "and held-out images are from the nearest) and neighbours.json."
+    "and held-out images are from the nearest) and neighbours.json; with --features neighbours-features.png as well."
 )
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # of the distances, in percent
@@ -248,26 +249,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.drawing(parser, checkpoint=True, count=False)
     parser.add_argument("--samples", metavar="FILE", help="look at these, a samples.npz, instead of drawing")
     parser.add_argument("--count", type=int, metavar="N", help="samples to draw (100), or to take from --samples (all)")
+    parser.add_argument("--features", action="store_true",
+                        help="also by features of a classifier of the training images, which need labels")  # fmt: skip
     parser.add_argument("--nearest", type=int, default=9, metavar="K", help="training images beside each sample")
 
 
 def run(args: argparse.Namespace) -> int:
     """`ddpm-ref neighbours`: measure, save, say."""
-    need("tqdm", "PIL.Image", "matplotlib.figure")
+    need("tqdm", "PIL.Image", "matplotlib.figure", *(["sklearn.neural_network"] if args.features else []))
     subject = open_subject(args)
     check_int("--nearest", args.nearest, 1, len(subject.train))
     samples, count = None, 100 if args.count is None else args.count
+    check_int("--count", count, 1)
     if args.samples is not None:
         images = load_data(Path(args.samples))
         if images.shape != subject.shape:
             raise ValueError(f"--samples: wanted images of {subject.shape} each, got {images.shape}")
         samples = images.x_0(slice(args.count))
         count = len(samples)
+    features = feature_space(subject.train) if args.features else None
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(run_folder(args) / "neighbours"))
     how: dict[str, Any] = dict(count=count, k=args.nearest, batch=args.draw_batch)
     steps = 0 if samples is not None else -(-count // args.draw_batch) * subject.schedule.T
     with bar(steps, f"drawing {count} images", "step") as progress:
-        result = measure(subject, samples=samples, seed=args.seed, progress=progress.update, **how)
+        result = measure(subject, samples=samples, features=features, seed=args.seed, progress=progress.update, **how)
     say(result.table())
     facts = subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, samples=args.samples, **how)
     for path in save(folder, result, facts):

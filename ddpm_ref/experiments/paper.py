@@ -5,8 +5,8 @@ OUT/NAME/          what one part wrote; it is whole where there is OUT/NAME/done
 OUT/index.html     the page, made anew from what is there
 
 What a part writes follows from the settings alone, so a folder that was filled in several goes is the same as one that
-was filled at once: results, pictures and page to the byte, on one machine with one backend and number of threads.
-(Only when and by which command is noted as it was: under "facts", in run.json and log.csv.)
+was filled at once: results, pictures and page to the byte, checkpoints in what they hold, on one machine with one
+backend and number of threads. (When and by which command is noted as it was: under "facts", in run.json, log.csv.)
 """
 
 import argparse
@@ -19,13 +19,14 @@ from ddpm_ref import options
 from ddpm_ref.backend_command import taken
 from ddpm_ref.checks import check_choice, check_int
 from ddpm_ref.discovery import get_backend
-from ddpm_ref.experiments import ablation, ablation_runs
+from ddpm_ref.experiments import ablation, ablation_runs, paper_figures, paper_sections
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
+from ddpm_ref.experiments.ablation_runs import read_json
 from ddpm_ref.experiments.forecast import forecast, pace
 from ddpm_ref.experiments.page import Page
 from ddpm_ref.experiments.paper_parts import ALONE, NAMES, PARTS, Part, Plan, Work, open_work
-from ddpm_ref.experiments.paper_sections import SECTIONS, Finding
-from ddpm_ref.files.atomic import write_text
+from ddpm_ref.experiments.paper_sections import Finding, Section, comparable
+from ddpm_ref.files.atomic import sweep, write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say
@@ -43,6 +44,7 @@ examples:
   ddpm-ref paper --parts coding autoregressive
   ddpm-ref paper --preset cifar10 --data cifar-10-batches-bin --backend cupy --precision bf16"""
 
+NOT_JUDGED = "not judged"
 QUICK = dict(steps=400, seeds=1, every=50)
 """A look at the page in minutes: one seed, networks that have barely learned. Decides nothing."""
 
@@ -78,6 +80,7 @@ def fill(work: Work, parts: Sequence[Part]) -> None:
             continue
         folder = work.folder / part.name
         folder.mkdir(exist_ok=True)
+        sweep(folder)
         say(f"[{number}/{len(parts)}] {part.title} ({part.of})")
         with bar(part.size(work), part.name, part.unit, _begun(work, part)) as progress:
             part.run(work, folder, progress.update)
@@ -93,6 +96,15 @@ def _begun(work: Work, part: Part) -> int:
     return ablation.total_steps(work.setup, TABLE_2, work.seeds, work.folder / "ablation")[1]
 
 
+SECTIONS: dict[str, Section] = {
+    one.__name__: one
+    for one in (
+        paper_sections.ablation, paper_sections.likelihood, paper_sections.rate_distortion, paper_figures.coding,
+        paper_figures.generation, paper_figures.interpolation, paper_figures.neighbours, paper_figures.autoregressive,
+    )
+}  # fmt: skip
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -101,9 +113,12 @@ def write_page(work: Work) -> Path:
     done = [part for part in PARTS if part.done(work)]
     page, below = Page("Denoising Diffusion Probabilistic Models: the experiments, run again"), Page("")
     findings: list[Finding] = []
+    trusted = not work.plan.quick and not _marked(work)
     for part in done:
         below.section(part.title, part.of, part.name)
         here = SECTIONS[part.name](below, work)
+        if part.name not in ALONE and not trusted:
+            here = [one._replace(verdict=NOT_JUDGED) for one in here]
         below.items([(f"{one.verdict}:", f"{one.claim}. {one.numbers}") for one in here])
         findings += here
     introduce(page, work)
@@ -117,23 +132,37 @@ def write_page(work: Work) -> Path:
     return page.write(work.folder / "index.html")
 
 
+def _marked(work: Work) -> bool:
+    """Whether the network that the parts look at is itself one that diverged or is out of range."""
+    path = work.folder / "ablation" / ablation.RESULT
+    cells = read_json(path)["result"]["cells"] if path.exists() else []
+    return any(cell["name"] == ablation.SUBJECT and cell["mark"] for cell in cells)
+
+
 def introduce(page: Page, work: Work) -> None:
     """What was run, and what may be compared."""
-    plan, setup = work.plan, work.setup
+    plan, setup, backend = work.plan, work.setup, work.backend.describe()
     h, w, c = setup.source.shape
     page.command(" ".join(["ddpm-ref paper", *(["--quick"] if plan.quick else []), *_differing(plan)]))
     if plan.quick:
         page.text(
-            "A quick look, for the page's form: networks that have barely learned, one seed, so that no verdict below "
-            "is to be believed. Without --quick each network trains in full."
+            "A quick look, for the page's form: networks that have barely learned, one seed, so that nothing that "
+            "rests on them is judged. Without --quick each network trains in full."
         )
     page.text(
         f"Ho, Jain and Abbeel (2020), §4, on {len(setup.train):,} images ({plan.data}, {h}x{w}x{c}, "
         f"{setup.source.levels} grey levels) with {len(setup.held_out):,} held out, by a network of "
         f"{setup.net(CELLS['eps-simple']).size:,} parameters trained for {plan.steps:,} steps of "
-        f"{setup.training.batch} images, T = {setup.schedule.T:,}. The paper's are on CIFAR-10: 50,000 photographs of "
-        "32x32x3 and 256 levels, 35.7 million parameters, 800,000 steps of 128 images. So no number here is to be "
-        "compared with one of the paper; orders and shapes are, and each table says so where even these cannot."
+        f"{setup.training.batch} images, T = {setup.schedule.T:,}; on {backend.name} ({backend.version}, "
+        f"{backend.device}, threads: {backend.threads}). The paper's are on CIFAR-10: 50,000 photographs of 32x32x3 "
+        "and 256 levels, 35.7 million parameters, 800,000 steps of 128 images."
+    )
+    page.text(
+        "The data are of the paper's kind, so bits/dim, rates and errors may be compared with its numbers, as far as "
+        "the training allows; scores of samples, which rest on another network, may not."
+        if comparable(work)
+        else "So no number here is to be compared with one of the paper; orders and shapes are. Each of its claims is "
+        "judged by a rule that is given with it, and where it does not hold the reason is, as far as known."
     )
 
 

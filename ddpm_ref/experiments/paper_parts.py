@@ -22,6 +22,8 @@ from ddpm_ref.experiments import (
 )
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup, differences, new_setup
 from ddpm_ref.experiments.ablation_runs import read_json, saved_samples, subject_of
+from ddpm_ref.experiments.coding_toys import TOYS
+from ddpm_ref.experiments.features import feature_space
 from ddpm_ref.experiments.subject import Subject
 from ddpm_ref.files import run as runs
 
@@ -145,7 +147,8 @@ def _rate_distortion(work: Work, folder: Path, advance: Advance) -> None:
 
 def generation_how(work: Work) -> dict[str, Any]:
     """How many images progressive generation draws."""
-    return dict(count=len(work.setup.held_out), latents=8, continuations=8, batch=work.plan.batch)
+    most = generation.MOST, generation.NUMBERS // int(np.prod(work.setup.source.shape))
+    return dict(count=max(2, min(len(work.setup.held_out), *most)), latents=8, continuations=8, batch=work.plan.batch)
 
 
 def _generation(work: Work, folder: Path, advance: Advance) -> None:
@@ -163,7 +166,8 @@ def _interpolation(work: Work, folder: Path, advance: Advance) -> None:
 
 def _neighbours(work: Work, folder: Path, advance: Advance) -> None:
     samples = saved_samples(work.run_folder).astype(np.float32)
-    neighbours.save(folder, neighbours.measure(work.subject, samples=samples), work.facts())
+    result = neighbours.measure(work.subject, samples=samples, features=feature_space(work.setup.train))
+    neighbours.save(folder, result, work.facts())
     advance(1)
 
 
@@ -184,7 +188,7 @@ PARTS = (
          lambda w: likelihood.work(w.subject, **_likelihood_how(w)), _likelihood),
     Part("rate_distortion", "Progressive coding", "Figure 5, Table 4, §4.3", "table", lambda w: 1, _rate_distortion),
     Part("coding", "Sending and receiving real bytes", "Algorithms 3 and 4, §4.3", "message",
-         lambda w: len(coding.TOYS) * sum(map(coding.messages_of, coding.COPIES)), _coding),
+         lambda w: len(TOYS) * sum(map(coding.messages_of, coding.COPIES)), _coding),
     Part("generation", "Progressive generation", "Figures 6, 7, 10, 14, §4.3", "step",
          lambda w: generation.work(w.setup.schedule.T, **generation_how(w)), _generation),
     Part("interpolation", "Interpolation", "Figures 8 and 9, §4.4", "step",

@@ -21,7 +21,7 @@ from ddpm_ref.backend_command import taken
 from ddpm_ref.dataset_likelihood import Progress
 from ddpm_ref.drawing import run_folder
 from ddpm_ref.experiments import likelihood
-from ddpm_ref.experiments.likelihood import PARTS, PartLikelihood, bound_options, plain, write_csv
+from ddpm_ref.experiments.likelihood import PARTS, PartLikelihood, bound_options, plain, shown, write_csv
 from ddpm_ref.experiments.published import DISTORTION, RATE, TABLE_4
 from ddpm_ref.experiments.rate_distortion_picture import save_curves
 from ddpm_ref.experiments.subject import Subject, open_subject
@@ -128,9 +128,10 @@ class RateDistortion:
         published = {row.steps: (row.rate, row.rmse) for row in TABLE_4}
         for n, t, rate, rmse in self.rows:
             theirs = published.get(n, ()) if self.T == 1000 else ()
-            shown = [f"{x:.5f}" for x in theirs] or ["", ""]
-            lines.append(line(n, t, f"{rate:.5f}", f"{rmse:.3f}", *shown))
-        lossless = f"{self.rate[1]:.3f} rate + {self.distortion:.3f} distortion = {self.rate[0]:.3f} bits/dim, lossless"
+            paper = [f"{x:.5f}" for x in theirs] or ["", ""]
+            lines.append(line(n, t, shown(rate, ".5f"), shown(rmse, ".3f"), *paper))
+        split = [shown(x, ".3f") for x in (self.rate[1], self.distortion, self.rate[0])]
+        lossless = "{} rate + {} distortion = {} bits/dim, lossless".format(*split)
         lines.append(f"{lossless} (CIFAR-10: {RATE:.2f} + {DISTORTION:.2f}); {self.part}")
         lines += [told(detail) for detail in self.details]
         return "\n".join(lines)
@@ -141,7 +142,7 @@ def told(detail: Detail) -> str:
     error = f"{detail.grey_levels:g} grey level{'s' if detail.grey_levels > 1 else ''} (RMSE {detail.rmse:.2f} of 255)"
     if not detail.t:
         return f"only the whole code brings x̂_0 within {error}"
-    bits = f"{detail.bits:.3f} bits/dim, {detail.share:.1%} of the code"
+    bits = f"{shown(detail.bits, '.3f')} bits/dim, {shown(detail.share, '.1%')} of the code"
     return f"from t = {detail.t} on x̂_0 is within {error}: {bits}, describe less than that"
 
 
@@ -196,7 +197,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ddpm-ref rate_distortion`."""
     where = "where to write (rate_distortion in the run's folder, or the first of rate_distortion-2 … that is new)"
     options.shared(parser, where)
-    options.drawing(parser, checkpoint=True, count=False, temperature=False)
+    options.drawing(parser, checkpoint=True, count=False, temperature=False, draws=False)
     bound_options(parser)
     parser.add_argument("--part", choices=PARTS, help="of the data (held-out if there are any)")
 
@@ -210,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
     folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/rate_distortion"))
     say(taken(subject.backend, args))
     with bar(todo, "coding", "image step") as progress:
-        result = measure(subject, **which, part=args.part, batch=args.draw_batch, progress=progress.update)
+        result = measure(subject, **which, part=args.part, batch=args.batch, progress=progress.update)
     paths = save(folder, result, subject.facts(**which))
     say(result.table())
     for path in paths:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ddpm_ref.checks import Array, check_int
-from ddpm_ref.experiments.chain import Chain, Progress, falls
+from ddpm_ref.experiments.chain import Chain, Progress
+from ddpm_ref.experiments.trend import Trend, decide, slopes
 from ddpm_ref.sampling import batches
 
 
@@ -45,13 +46,13 @@ class SharedLatents:
         return 127.5 * np.sqrt(square)
 
     @property
-    def falls(self) -> bool:
-        """Whether continuations come closer as t falls, beyond the latents' chance of two standard errors.
+    def falls(self) -> Trend:
+        """Whether continuations come closer as t falls: their variance rises with t.
 
-        From no t to the next does their variance rise by more than that, and from the first to the last it falls by
-        more. (While all of an image is still open, two t differ by chance alone.)
+        The rule: of each latent the least-squares slope of `_variances` against the K steps t, per step and on the
+        scale of [-1, 1]; decided by the interval of its mean over the latents (`trend.decide`).
         """
-        return falls(self._variances())
+        return decide(slopes(self.t, self._variances()))
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers, for JSON."""
@@ -62,7 +63,7 @@ class SharedLatents:
             "rms_shared": self.shared.tolist(),
             "rms_independent": self.independent.tolist(),
             "rms_shared_by_latent": self.by_latent.tolist(),
-            "falls_with_t": self.falls,
+            "falls_with_t": self.falls.as_dict(),
         }
 
     def _rows(self) -> Array:

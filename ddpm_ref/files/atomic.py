@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """The temporary files that a process which was killed while it wrote has left in a folder."""
+    return [path for path in Path(folder).glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove the leftovers of a folder that no other process is writing to."""
+    for path in leftovers(folder):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
