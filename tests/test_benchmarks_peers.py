@@ -94,6 +94,23 @@ def test_a_peers_loop_and_its_adjoint_are_ours(loop: Loop, layout: str) -> None:
         assert peer.clock(call, 0.0) > 0
 
 
+def test_the_step_that_a_graph_repeats_counts_down_as_the_other_does() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from benchmarks.peers.pytorch_chain import Chain
+    from benchmarks.peers.pytorch_side import Shape, embedder, network
+
+    shape = Shape(2, TINY, "cpu", torch.float64, torch.channels_last)
+    model = network(make_problem(job("images")), shape).eval()
+    chain = Chain(model, shape, embedder(TINY.base, "cpu", torch.float64), Schedule.linear(), T=5)
+    chain.rows[:, 4] = 0  # the noise off
+    wanted = chain.x.clone()
+    for t in (5, 4, 3):
+        wanted = chain.from_t(wanted, t, temperature=0.0)[0]
+        chain.advance()
+    assert int(chain.at) == 2
+    torch.testing.assert_close(chain.x, wanted)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_pytorch_trains_on_images_that_lie_as_its_contender_says(layout: str) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
