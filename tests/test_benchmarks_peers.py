@@ -102,7 +102,7 @@ def test_the_step_that_a_graph_repeats_counts_down_as_the_other_does() -> None:
     shape = Shape(2, TINY, "cpu", torch.float64, torch.channels_last)
     model = network(make_problem(job("images")), shape).eval()
     chain = Chain(model, shape, embedder(TINY.base, "cpu", torch.float64), Schedule.linear(), T=5)
-    chain.rows[:, 4] = 0  # the noise off
+    chain.rows = chain.rows * torch.tensor([1.0, 1, 1, 1, 0])  # the noise off
     wanted = chain.x.clone()
     for t in (5, 4, 3):
         wanted = chain.from_t(wanted, t, temperature=0.0)[0]
