@@ -6,15 +6,24 @@ import io
 import os
 import sys
 import warnings
+from typing import Any
 
 from ddpm_ref import __version__, options
 from ddpm_ref.train import RECIPES, Diverged
 
-EXPERIMENTS: tuple[str, ...] = (
-    "paper", "ablation", "likelihood", "rate_distortion", "generation", "interpolation", "neighbours", "coding",
-    "autoregressive",
-)  # fmt: skip
-"""Commands that are modules of `ddpm_ref.experiments`, each with TEXT, MORE, `add_options(parser)` and `run(args)`."""
+EXPERIMENTS = {
+    "paper": "run every experiment of the paper's §4 that needs no download, and show them on one page",
+    "ablation": "train what Table 2 compares, each with several seeds, and judge samples and bits/dim",
+    "likelihood": "bound the likelihood of training and held-out images, term by term (Table 1)",
+    "rate_distortion": "rate and distortion of progressive coding (Figure 5, Table 4)",
+    "generation": "show how images come about: x̂_0 over the reverse process, samples that share x_t "
+    "(Figures 6, 7, 10, 14)",
+    "interpolation": "mix two images at step t of the diffusion and decode the mixture (Figures 8, 9)",
+    "neighbours": "show samples beside the training images nearest to them (Figures 12, 15)",
+    "coding": "send toys from coarse to fine as real bytes and receive them (Algorithms 3 and 4)",
+    "autoregressive": "mask one coordinate a step instead of adding noise: the autoregressive view",
+}
+"""Commands that are modules of `ddpm_ref.experiments`, each with MORE, `add_options(parser)` and `run(args)`."""
 
 DESCRIPTION = """Denoising Diffusion Probabilistic Models (Ho, Jain & Abbeel 2020) in NumPy.
 
@@ -28,7 +37,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: list[str] | None = None) -> argparse.ArgumentParser:
+    """All commands; of experiments that argv does not name only what `--help` lists, for they take time to load."""
     parser = argparse.ArgumentParser("ddpm-ref", description=DESCRIPTION, formatter_class=_Formatter)
     parser.add_argument("--version", action="version", version=f"ddpm_ref {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -110,10 +120,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="the report as JSON")
     check.add_argument("--seed", type=int, default=0, help="of all random inputs")
 
-    for name in EXPERIMENTS:
-        experiment = importlib.import_module(f"ddpm_ref.experiments.{name}")
-        experiment.add_options(command(name, experiment.TEXT, experiment.MORE))
+    for name, text in EXPERIMENTS.items():
+        if argv is None or name in argv:
+            experiment = _experiment(name)
+            experiment.add_options(command(name, text, experiment.MORE))
+        else:
+            command(name, text)
     return parser
+
+
+def _experiment(name: str) -> Any:
+    return importlib.import_module(f"ddpm_ref.experiments.{name}")
 
 
 _WITH_RESUME = {
@@ -134,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
+    parser = _parser(argv)
     args = parser.parse_args(argv)
     if getattr(args, "resume", None) is not None and (odd := _options(argv) - _WITH_RESUME[args.command]):
         parser.error(f"a resumed run goes on as it began; leave out {', '.join(sorted(odd))}")
@@ -154,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"ddpm-ref: note: {message}", file=sys.stderr)
             if args.command in EXPERIMENTS:
-                return int(importlib.import_module(f"ddpm_ref.experiments.{args.command}").run(args))
+                return int(_experiment(args.command).run(args))
             return int(getattr(commands, args.command)(args))
     except Diverged as error:
         print(f"ddpm-ref: training stopped: {error}. The last checkpoint is kept; try a lower --lr.", file=sys.stderr)

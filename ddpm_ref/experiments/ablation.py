@@ -185,7 +185,6 @@ def _is_new(folder: Path, settings: dict[str, Any]) -> bool:
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
-TEXT = "train what Table 2 compares, each with several seeds, and judge samples and bits/dim"
 MORE = """
 Six cells, {μ̃, ε} × {L with learned Σ, L with fixed Σ, unweighted MSE}, with --all also x_0 and v. Each run draws as
 many images as were held out by all 1,000 steps of Algorithm 2; they are judged by the Fréchet distance on raw pixels

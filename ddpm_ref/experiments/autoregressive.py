@@ -211,7 +211,6 @@ def save(folder: str | Path, result: AutoregressiveResult, facts: dict[str, Any]
     return [path, save_autoregressive(Path(folder) / "autoregressive.png", result)]
 
 
-TEXT = "mask one coordinate a step instead of adding noise: the autoregressive view"
 MORE = (
     "\nNeeds no checkpoint. Holds the bound of the masking chain (Eq. 16) against the autoregressive likelihood on a\n"
     "toy, and gives bits/dim and samples of binary digits with one logistic regression for each pixel; writes\n"

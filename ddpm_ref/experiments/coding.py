@@ -261,7 +261,6 @@ def save(folder: str | Path, result: CodingResult, facts: dict[str, Any] | None 
     return [path, save_coding(Path(folder) / "coding.png", result)]
 
 
-TEXT = "send toys from coarse to fine as real bytes and receive them (Algorithms 3 and 4)"
 MORE = (
     "\nNeeds no checkpoint. Sender and receiver share a seed and the best ε-model of a distribution on a grid in the\n"
     "plane. Prints the mean message beside the KL and its bound, for n copies coded jointly, and the error of what\n"

@@ -27,7 +27,6 @@ from ddpm_ref.sampling import batches
 from ddpm_ref.terminal import bar, need, new_folder, say
 
 RESULT = "generation.json"
-TEXT = "show how images come about: x̂_0 over the reverse process, samples that share x_t (Figures 6, 7, 10, 14)"
 MORE = (
     "\nWrites progressive.png (x̂_0 at steps t), quality.png (its Fréchet distance on raw pixels, and a classifier's\n"
     "judgement where the data have labels), shared.png (samples that share x_t, with the x_t) and generation.json."

@@ -31,7 +31,6 @@ from ddpm_ref.random import Purpose, integers, normal
 from ddpm_ref.terminal import bar, need, new_folder, say
 
 RESULT = "interpolation.json"
-TEXT = "mix two images at step t of the diffusion and decode the mixture (Figures 8, 9)"
 MORE = (
     "\nWrites interpolation.png (several pairs at the step nearest T/2, as Figure 8), interpolation-quarter.png (at\n"
     "the one nearest T/4, where small images still show their sources), coarse-to-fine.png (one pair at every t, as\n"

@@ -32,7 +32,6 @@ from ddpm_ref.schedule import Schedule, Table
 from ddpm_ref.terminal import bar, need, new_folder, say
 
 RESULT = "likelihood.json"
-TEXT = "bound the likelihood of training and held-out images, term by term (Table 1)"
 MORE = """
 Prints L_T, rate (L_T + L_1 … L_{T-1}), distortion (L_0) and their sum in bits/dim, with standard errors over images;
 writes likelihood.json, a table of every L_t and the RMSE of x̂_0 (0…255) for each part, and likelihood.png.

@@ -29,7 +29,6 @@ from ddpm_ref.files.data import ImageData, load_data, to_levels
 from ddpm_ref.terminal import bar, need, new_folder, say
 
 RESULT = "neighbours.json"
-TEXT = "show samples beside the training images nearest to them (Figures 12, 15)"
 MORE = (
     "\nWrites neighbours.png (a sample in each row, then its nearest training images), distances.png (how far samples\n"
     "and held-out images are from the nearest) and neighbours.json; with --features neighbours-features.png as well."

@@ -32,7 +32,6 @@ from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say
 from ddpm_ref.train import RECIPES
 
-TEXT = "run every experiment of the paper's §4 that needs no download, and show them on one page"
 MORE = """
 Trains Table 2's six cells with several seeds, then makes every table and figure of §4 on the L_simple network of the
 first seed. Says beforehand how long it will take, skips what is done, and goes on where it was stopped when the same

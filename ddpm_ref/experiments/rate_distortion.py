@@ -30,7 +30,6 @@ from ddpm_ref.schedule import Table
 from ddpm_ref.terminal import bar, need, new_folder, say
 
 RESULT = "rate_distortion.json"
-TEXT = "rate and distortion of progressive coding (Figure 5, Table 4)"
 MORE = """
 Prints the bits/dim received and the RMSE (0…255) of x̂_0 after each tenth of the reverse steps, and which share of the
 bits describes what nobody sees; writes rate_distortion.json, every step as .csv, and the three curves as .png.
