@@ -19,7 +19,7 @@ from ddpm_ref.files.checkpoint import latest_checkpoint, load_checkpoint
 from ddpm_ref.files.source import DataSource, reopen_source
 from ddpm_ref.from_options import new_trainer, read_facts, resumed_trainer
 from ddpm_ref.gallery import Watch, noising_strip, save_samples
-from ddpm_ref.terminal import bar, need, new_folder, quote, say
+from ddpm_ref.terminal import bar, need, out_folder, quote, say, wrote
 from ddpm_ref.train import StepReport, Trainer
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -84,9 +84,8 @@ def open_run(args: argparse.Namespace, default: str) -> tuple[Path, Trainer, Dat
         folder = Path(args.resume)
         trainer, source, settings = resumed_trainer(folder, args)
         return runs.open_folder(folder, resume=True), trainer, source, settings
-    folder = Path(args.out) if args.out else new_folder(default)
     trainer, source, settings = new_trainer(args)
-    return runs.open_folder(folder), trainer, source, settings
+    return out_folder(args, default), trainer, source, settings
 
 
 def go_on(args: argparse.Namespace, folder: Path) -> str:
@@ -105,14 +104,13 @@ def sample(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     backend = get_backend(args.backend, args.threads, args.precision)
     facts = drawing_facts(checkpoint, args, backend)
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/samples-{args.seed}"))
+    folder = out_folder(args, f"{run_folder(args)}/samples-{args.seed}")
     say(taken(backend, args))
     watch = Watch(checkpoint.schedule.T)
     images = draw(checkpoint, args.count, args, backend, watch)
     paths = [*save_samples(folder, images), *watch.save(folder)]
     runs.write_json(folder / "sampling.json", facts)
-    for path in paths:
-        say(f"wrote {path}")
+    wrote(paths)
     return 0
 
 
@@ -159,8 +157,7 @@ def evaluate(args: argparse.Namespace) -> int:
     # Before anything is drawn: this finds data that cannot be judged.
     seen = train_part.x_0()
     classifier, real = quality.reference(held_out.x_0(), seen, train_part.labels)
-    folder = Path(args.out) if args.out else new_folder(f"{run_folder(args)}/evaluation-{args.seed}")
-    runs.open_folder(folder)
+    folder = out_folder(args, f"{run_folder(args)}/evaluation-{args.seed}")
     say(taken(backend, args))
     images = draw(checkpoint, len(held_out), args, backend)
     result = quality.Comparison(quality.measure(images, seen, classifier), real)

@@ -1,12 +1,14 @@
 """What every command says and asks of the terminal and of the folder it writes to."""
 
+import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ddpm_ref.extras import import_extra
+from ddpm_ref.files.run import open_folder
 
 
 def say(text: str) -> None:
@@ -40,3 +42,14 @@ def new_folder(default: str | Path) -> Path:
         number += 1
         folder = Path(f"{default}-{number}")
     return folder
+
+
+def out_folder(args: argparse.Namespace, default: str | Path) -> Path:
+    """The folder that --out names, or a new one called like `default`: made, and proved to be one to write to."""
+    return open_folder(Path(args.out) if args.out else new_folder(default))
+
+
+def wrote(paths: Iterable[Path]) -> None:
+    """A line for each file."""
+    for path in paths:
+        say(f"wrote {path}")

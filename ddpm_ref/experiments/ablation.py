@@ -37,7 +37,7 @@ from ddpm_ref.files import run as runs
 from ddpm_ref.files.atomic import leftovers, sweep, write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
-from ddpm_ref.terminal import bar, need, quote, say
+from ddpm_ref.terminal import bar, need, quote, say, wrote
 
 RESULT = "ablation.json"
 SETTINGS = "settings.json"
@@ -248,6 +248,5 @@ def run(args: argparse.Namespace) -> int:
     say(result.table())
     for finding in result.findings:
         say(f"- {finding.sentence()}")
-    for path in paths:
-        say(f"wrote {path}")
+    wrote(paths)
     return 0

@@ -22,7 +22,7 @@ from ddpm_ref.extras import import_extra
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.source import open_source
 from ddpm_ref.random import Purpose, uniform
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "autoregressive.json"
 SHOWN = 30  # images of each kind in the picture
@@ -228,10 +228,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`ddpm-ref autoregressive`"""
     need("tqdm", "matplotlib.figure", "sklearn.linear_model")
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder("runs/autoregressive"))
+    folder = out_folder(args, "runs/autoregressive")
     with bar(64, "fitting", "pixel") as progress:
         result = measure(seed=args.seed, progress=progress.update)
     say(result.table())
-    for path in save(folder, result, runs.describe(seed=args.seed)):
-        say(f"wrote {path}")
+    wrote(save(folder, result, runs.describe(seed=args.seed)))
     return 0

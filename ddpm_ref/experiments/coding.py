@@ -23,7 +23,7 @@ from ddpm_ref.codebook import Codebook
 from ddpm_ref.coding import Transmission, receive, transmit
 from ddpm_ref.experiments.coding_toys import TOYS, exact_costs, toy
 from ddpm_ref.files import run as runs
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "coding.json"
 COPIES = (1, 2, 3, 5)
@@ -283,10 +283,9 @@ def run(args: argparse.Namespace) -> int:
     """`ddpm-ref coding`"""
     need("tqdm", "matplotlib.figure")
     check(T=args.T, levels=args.levels, copies=args.copies, seed=args.seed)
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder("runs/coding"))
+    folder = out_folder(args, "runs/coding")
     with bar(len(TOYS) * sum(map(messages_of, set(args.copies))), "sending", "message") as progress:
         result = measure(T=args.T, levels=args.levels, copies=args.copies, seed=args.seed, progress=progress.update)
     say(result.table())
-    for path in save(folder, result, runs.describe(seed=args.seed)):
-        say(f"wrote {path}")
+    wrote(save(folder, result, runs.describe(seed=args.seed)))
     return 0

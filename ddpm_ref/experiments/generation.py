@@ -24,7 +24,7 @@ from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.data import ImageData
 from ddpm_ref.sampling import batches
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "generation.json"
 MORE = (
@@ -273,11 +273,10 @@ def run(args: argparse.Namespace) -> int:
     check_int("--count", count, 2)
     check_int("--latents", args.latents, 2)
     check_int("--continuations", args.continuations, 2)
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder(run_folder(args) / "generation"))
+    folder = out_folder(args, run_folder(args) / "generation")
     with bar(work(subject.schedule.T, **how), f"drawing {count} images and their relatives", "step") as progress:
         result = measure(subject, **how, steps=steps, seed=args.seed, progress=progress.update)
     say(result.table())
     facts = subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, steps=steps, **how)
-    for path in save(folder, result, facts):
-        say(f"wrote {path}")
+    wrote(save(folder, result, facts))
     return 0

@@ -28,7 +28,7 @@ from ddpm_ref.files import run as runs
 from ddpm_ref.files.data import ImageData
 from ddpm_ref.forward import q_sample
 from ddpm_ref.random import Purpose, integers, normal
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "interpolation.json"
 MORE = (
@@ -214,10 +214,9 @@ def run(args: argparse.Namespace) -> int:
     T = subject.schedule.T
     how: dict[str, Any] = dict(batch=args.draw_batch, lambdas=all_lambdas(args.lambdas))
     how["steps"] = evenly(T, PARTS) if args.at is None else falling_steps("--steps", args.at, T)
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder(run_folder(args) / "interpolation"))
+    folder = out_folder(args, run_folder(args) / "interpolation")
     with bar(work(T, pairs=len(pairs), **how), f"decoding {len(pairs)} pairs", "step") as progress:
         result = measure(subject, pairs=pairs, part=name, seed=args.seed, progress=progress.update, **how)
     say(result.table())
-    for path in save(folder, result, subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, **how)):
-        say(f"wrote {path}")
+    wrote(save(folder, result, subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, **how)))
     return 0

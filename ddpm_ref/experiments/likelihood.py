@@ -29,7 +29,7 @@ from ddpm_ref.files.data import ImageData
 from ddpm_ref.likelihood import bits_per_dim
 from ddpm_ref.reverse import Model
 from ddpm_ref.schedule import Schedule, Table
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "likelihood.json"
 MORE = """
@@ -277,12 +277,11 @@ def run(args: argparse.Namespace) -> int:
     subject = open_subject(args)
     which = dict(seed=args.seed, every=args.every, count=args.count, parts=args.parts)
     todo = work(subject, **which)
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/likelihood"))
+    folder = out_folder(args, f"{run_folder(args)}/likelihood")
     say(taken(subject.backend, args))
     with bar(todo, "bounding", "image step") as progress:
         result = measure(subject, **which, batch=args.batch, progress=progress.update)
     paths = save(folder, result, subject.facts(seed=args.seed, every=args.every, count=args.count))
     say(result.table())
-    for path in paths:
-        say(f"wrote {path}")
+    wrote(paths)
     return 0

@@ -26,7 +26,7 @@ from ddpm_ref.experiments.quality import check_images
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.files.data import ImageData, load_data, to_levels
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "neighbours.json"
 MORE = (
@@ -267,13 +267,12 @@ def run(args: argparse.Namespace) -> int:
         samples = images.x_0(slice(args.count))
         count = len(samples)
     features = feature_space(subject.train) if args.features else None
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder(run_folder(args) / "neighbours"))
+    folder = out_folder(args, run_folder(args) / "neighbours")
     how: dict[str, Any] = dict(count=count, k=args.nearest, batch=args.draw_batch)
     steps = 0 if samples is not None else -(-count // args.draw_batch) * subject.schedule.T
     with bar(steps, f"drawing {count} images", "step") as progress:
         result = measure(subject, samples=samples, features=features, seed=args.seed, progress=progress.update, **how)
     say(result.table())
     facts = subject.facts(checkpoint=str(args.checkpoint), seed=args.seed, samples=args.samples, **how)
-    for path in save(folder, result, facts):
-        say(f"wrote {path}")
+    wrote(save(folder, result, facts))
     return 0

@@ -27,7 +27,7 @@ from ddpm_ref.experiments.rate_distortion_picture import save_curves
 from ddpm_ref.experiments.subject import Subject, open_subject
 from ddpm_ref.files import run as runs
 from ddpm_ref.schedule import Table
-from ddpm_ref.terminal import bar, need, new_folder, say
+from ddpm_ref.terminal import bar, need, out_folder, say, wrote
 
 RESULT = "rate_distortion.json"
 MORE = """
@@ -207,12 +207,11 @@ def run(args: argparse.Namespace) -> int:
     subject = open_subject(args)
     which = dict(seed=args.seed, every=args.every, count=args.count)
     todo = likelihood.work(subject, **which, parts=[part_of(subject, args.part)])
-    folder = runs.open_folder(Path(args.out) if args.out else new_folder(f"{run_folder(args)}/rate_distortion"))
+    folder = out_folder(args, f"{run_folder(args)}/rate_distortion")
     say(taken(subject.backend, args))
     with bar(todo, "coding", "image step") as progress:
         result = measure(subject, **which, part=args.part, batch=args.batch, progress=progress.update)
     paths = save(folder, result, subject.facts(**which))
     say(result.table())
-    for path in paths:
-        say(f"wrote {path}")
+    wrote(paths)
     return 0
