@@ -21,7 +21,7 @@ from benchmarks.as_text import curve, label, rate
 from benchmarks.standings import Group, Machine
 from benchmarks.stored import Ceiling, Row
 from ddpm_ref.extras import import_extra
-from ddpm_ref.files.atomic import replacing
+from ddpm_ref.files.atomic import write_bytes
 
 COLOURS = {
     "numba": "#0072B2", "cupy": "#009E73", "numpy": "#56B4E9", "cupy eager": "#66CDAA", "cupy windows": "#8DA0CB",
@@ -84,9 +84,7 @@ def _save(figure: Any, path: Path) -> Path:
     else:
         canvas = import_extra("matplotlib.backends.backend_agg", "a picture of benchmarks").FigureCanvasAgg(figure)
         canvas.print_png(data, metadata={"Software": None})
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-    return path
+    return write_bytes(path, data.getvalue())
 
 
 def _figure(width: float, height: float) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddpm_ref.checks import Array, check_finite, check_float, check_int
 from ddpm_ref.extras import import_extra
-from ddpm_ref.files.atomic import replacing
+from ddpm_ref.files.atomic import write_bytes
 from ddpm_ref.files.data import to_bytes
 
 PathLike = str | os.PathLike[str]
@@ -57,7 +57,7 @@ def save_png(path: PathLike, array: Array) -> Path:
     Image = import_extra("PIL.Image", "a picture")
     data = io.BytesIO()
     Image.fromarray(array).save(data, format="PNG")
-    return _write(path, data)
+    return write_bytes(path, data.getvalue())
 
 
 def save_grid(path: PathLike, images: Array, columns: int = 10) -> Path:
@@ -110,7 +110,7 @@ def save_gif(path: PathLike, frames: Array, columns: int | None = None) -> Path:
     durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]
     data = io.BytesIO()
     first.save(data, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
-    return _write(path, data)
+    return write_bytes(path, data.getvalue())
 
 
 def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) -> Path:
@@ -143,7 +143,7 @@ def save_loss_curve(path: PathLike, steps: Array, loss: Array, quarters: Array) 
     right.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     data = io.BytesIO()
     canvas.print_png(data)
-    return _write(path, data)
+    return write_bytes(path, data.getvalue())
 
 
 def _with_labels(grid: Array, across: list[tuple[float, str]], down: list[tuple[float, str]], heading: str) -> Array:
@@ -182,13 +182,6 @@ def _running_mean(x: Array) -> Array:
 def _zoom(width: int, target: int) -> int:
     """The whole factor that brings a width nearest to the target, 1 at the least."""
     return max(1, round(target / width))
-
-
-def _write(path: PathLike, data: io.BytesIO) -> Path:
-    """Bytes to a file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-    return Path(path)
 
 
 def _check_images(name: str, images: Array, ndim: int) -> None:

@@ -1,6 +1,5 @@
 """The picture of `ddpm-ref autoregressive`: samples beside digits, one sample's chain, and what each pixel costs."""
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ddpm_ref.checks import Array
+from ddpm_ref.experiments.figure import save_figure
 from ddpm_ref.extras import import_extra
-from ddpm_ref.files.atomic import replacing
 
 if TYPE_CHECKING:
     from ddpm_ref.experiments.autoregressive import AutoregressiveResult
@@ -20,9 +19,7 @@ COLUMNS = 6
 def save_autoregressive(path: str | os.PathLike[str], result: "AutoregressiveResult") -> Path:
     """To a PNG file; returns its path."""
     Figure = import_extra("matplotlib.figure", "a picture with text").Figure
-    FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
     figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)
     top, below = figure.subfigures(2, 1, height_ratios=(2, 1))
     bits = result.bits_per_dim
     titles = {
@@ -40,11 +37,7 @@ def save_autoregressive(path: str | os.PathLike[str], result: "AutoregressiveRes
     strip = below.subplots(1, len(result.steps))
     for axes, t, x_t in zip(strip, result.shown_steps, result.steps, strict=True):
         _show(axes, np.reshape(np.array(x_t, dtype=float), result.shape), f"$x_{{{t}}}$")
-    data = io.BytesIO()
-    canvas.print_png(data, metadata={"Software": None})
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-    return Path(path)
+    return save_figure(path, figure)
 
 
 def _show(axes: Any, x: Array, title: str) -> None:

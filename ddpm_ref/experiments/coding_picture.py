@@ -1,28 +1,25 @@
 """The picture of `ddpm-ref coding`: lengths against n, KL by step, the receiver's error, and what it shows."""
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddpm_ref.experiments.figure import BLUE, ORANGE, save_figure
 from ddpm_ref.extras import import_extra
-from ddpm_ref.files.atomic import replacing
 
 if TYPE_CHECKING:
     from ddpm_ref.experiments.coding import CodingResult, ToyResult
 
-BLUE, ORANGE, GREEN, GREY = "#1f4e79", "#d9622b", "#2e7d5b", "#8c8c8c"
+GREEN, GREY = "#2e7d5b", "#8c8c8c"
 
 
 def save_coding(path: str | os.PathLike[str], result: "CodingResult") -> Path:
     """A row for each toy, to a PNG file; returns its path."""
     Figure = import_extra("matplotlib.figure", "a picture with text").Figure
-    FigureCanvasAgg = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg
     rows = len(result.toys)
     figure = Figure(figsize=(16.5, 4 * rows), dpi=110, layout="constrained")
-    canvas: Any = FigureCanvasAgg(figure)
     grid = figure.subplots(rows, 4, squeeze=False, width_ratios=[1, 1, 1, 1.25])
     for axes, toy in zip(grid, result.toys, strict=True):
         _lengths(axes[0], toy)
@@ -31,11 +28,7 @@ def save_coding(path: str | os.PathLike[str], result: "CodingResult") -> Path:
         _shown(axes[3], toy)
         for one in axes:
             one.spines[["top", "right"]].set_visible(False)
-    data = io.BytesIO()
-    canvas.print_png(data, metadata={"Software": None})
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-    return Path(path)
+    return save_figure(path, figure)
 
 
 def _lengths(axes: Any, toy: "ToyResult") -> None:

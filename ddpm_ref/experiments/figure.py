@@ -1,11 +1,12 @@
 """Curves of the experiments: matplotlib's objects without pyplot, one style for all."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 from ddpm_ref.extras import import_extra
-from ddpm_ref.files.atomic import replacing
+from ddpm_ref.files.atomic import write_bytes
 
 BLUE, RED, GREY, ORANGE = "#1f4e79", "#a2352c", "#8a8a8a", "#d9622b"
 
@@ -26,11 +27,9 @@ def finish(axes: Any, title: str, xlabel: str, ylabel: str, *, legend: bool = Tr
         axes.legend(frameon=False, fontsize=9)
 
 
-def save_figure(path: Path, figure: Any) -> Path:
-    """The figure as a PNG file; returns its path."""
+def save_figure(path: str | os.PathLike[str], figure: Any) -> Path:
+    """The figure as a PNG file, which does not name the version that drew it; returns its path."""
     canvas: Any = import_extra("matplotlib.backends.backend_agg", "a picture with text").FigureCanvasAgg(figure)
     data = io.BytesIO()
-    canvas.print_png(data)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.getvalue())
-    return path
+    canvas.print_png(data, metadata={"Software": None})
+    return write_bytes(path, data.getvalue())

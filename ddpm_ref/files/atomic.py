@@ -37,6 +37,13 @@ def sweep(folder: str | os.PathLike[str]) -> None:
         path.unlink(missing_ok=True)
 
 
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """A file of these bytes, replaced as a whole; returns its path."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """A text file, replaced as a whole."""
     with replacing(path) as temporary:
