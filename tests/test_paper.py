@@ -138,6 +138,14 @@ def test_a_folder_of_other_settings_is_refused_by_name(whole: Path) -> None:
         begin(whole, other)
 
 
+def test_a_folder_whose_beginning_was_killed_is_begun_again(tmp_path: Path) -> None:
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    for name in (".writable", ".paper.json.123.tmp"):
+        (folder / name).write_text("")
+    assert begin(folder).folder == folder and [path.name for path in folder.iterdir()] == ["paper.json"]
+
+
 def test_what_is_done_is_not_done_again(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {
         path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "index.html"

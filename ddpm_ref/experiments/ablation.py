@@ -21,7 +21,7 @@ from ddpm_ref.backend_command import taken
 from ddpm_ref.checks import Array, check_int
 from ddpm_ref.discovery import get_backend
 from ddpm_ref.experiments import ablation_runs
-from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Cell, Setup, differences, new_setup
+from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Cell, Setup, new_setup
 from ddpm_ref.experiments.ablation_picture import save_ablation
 from ddpm_ref.experiments.ablation_result import (
     MEASURES,
@@ -31,10 +31,10 @@ from ddpm_ref.experiments.ablation_result import (
     Limits,
     RunResult,
 )
-from ddpm_ref.experiments.ablation_runs import Stopped, new_judge, read_json
+from ddpm_ref.experiments.ablation_runs import Stopped, new_judge
 from ddpm_ref.experiments.features import frechet_of_features, read_features
 from ddpm_ref.files import run as runs
-from ddpm_ref.files.atomic import leftovers, sweep, write_text
+from ddpm_ref.files.atomic import write_text
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say, wrote
@@ -97,7 +97,7 @@ def ablation(
     real = None if inception is None else read_features(inception)
     backend = backend or get_backend()
     settings = shared_settings(setup, backend, batch)
-    new = _is_new(folder, settings)
+    new = runs.is_new(folder, SETTINGS, settings)
     judge = new_judge(setup.train)
     reference = judge(setup.held_out.x_0(dtype=np.float64))
     if new:
@@ -140,14 +140,14 @@ def save(folder: Path, result: AblationResult, facts: dict[str, Any]) -> list[Pa
 
 def _read_run(folder: Path, seed: int, inception: Array | None) -> RunResult:
     """The numbers in a finished run's folder."""
-    found = read_json(folder / "quality.json") | read_json(folder / "likelihood.json")
+    found = runs.read_json(folder / "quality.json") | runs.read_json(folder / "likelihood.json")
     if inception is not None and (path := folder / "inception.npz").exists():
         ours = read_features(path)
         if found.get("n") != len(ours):
             raise ValueError(f"{path}: wanted features of the {found.get('n')} images of samples.npz, got {len(ours)}")
         found["fid"] = frechet_of_features(inception, ours)
     diverged = folder / "diverged.json"
-    step = int(read_json(diverged)["step"]) if diverged.exists() else None
+    step = int(runs.read_json(diverged)["step"]) if diverged.exists() else None
     return RunResult(seed, {name: found[name] for name in MEASURES if name in found}, step)
 
 
@@ -163,24 +163,6 @@ def shared_settings(setup: Setup, backend: Backend, batch: int) -> dict[str, Any
     """What settings.json holds: the setup, and how it is run as far as bits of the samples depend on it."""
     how = {"backend": {"name": backend.name, "precision": backend.precision}, "draw_batch": batch}
     return setup.as_dict() | how
-
-
-def _is_new(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether an ablation is yet to begin in this folder; ValueError naming the differences if another has begun.
-
-    Leftovers of a process that was killed here are removed.
-    """
-    if not (folder / SETTINGS).exists():
-        if folder.is_dir() and not set(folder.iterdir()) - {*leftovers(folder), folder / ".writable"}:
-            sweep(folder)  # it was killed before it had written anything
-            (folder / ".writable").unlink(missing_ok=True)
-        return True
-    before = read_json(folder / SETTINGS)
-    how = {name: settings[name] for name in ("backend", "draw_batch") if name not in before}  # of a folder from before
-    if other := list(differences(before | how, settings)):
-        raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
-    sweep(folder)
-    return False
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The cells of Table 2 and what they have in common: data, network, budget (§4.2)."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -128,13 +127,3 @@ def new_setup(source: str = "digits", *, preset: str = "digits", steps: int | No
     config = plan.preset(preset, channels=facts.shape[2])
     steps = recipe_steps if steps is None else steps
     return Setup(facts, train, held_out, config, SCHEDULES["linear"](1000), training, steps, **more)
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Which settings are others than before, as "steps = 4000 before, 2000 now"."""
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            yield f"{prefix}{name} = {old!r} before, {new!r} now"

@@ -9,7 +9,6 @@ quality.json        what the judge found in them        likelihood.json   the bo
 inception.npz       the user's: Inception's features of samples.npz
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,14 +225,3 @@ def finish(
 def saved_samples(folder: Path) -> Array:
     """The images of samples.npz, (N, H, W, C) float64 in [-1, 1]."""
     return load_data(folder / "samples.npz").x_0(dtype=np.float64)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of this folder; ValueError naming it if it cannot be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); remove it to have it made again") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: cannot be read (wanted an object); remove it to have it made again")
-    return found

@@ -21,12 +21,12 @@ from ddpm_ref.checks import check_choice, check_int
 from ddpm_ref.discovery import get_backend
 from ddpm_ref.experiments import ablation, ablation_runs, paper_figures, paper_sections
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
-from ddpm_ref.experiments.ablation_runs import read_json
 from ddpm_ref.experiments.forecast import forecast, pace
 from ddpm_ref.experiments.page import Page
 from ddpm_ref.experiments.paper_parts import ALONE, NAMES, PARTS, Part, Plan, Work, open_work
 from ddpm_ref.experiments.paper_sections import Finding, Section, comparable
 from ddpm_ref.files.atomic import sweep, write_text
+from ddpm_ref.files.run import read_json
 from ddpm_ref.memory import keep_freed_memory
 from ddpm_ref.nn.plan import PRESETS
 from ddpm_ref.terminal import bar, need, quote, say

@@ -20,12 +20,14 @@ from ddpm_ref.experiments import (
     neighbours,
     rate_distortion,
 )
-from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup, differences, new_setup
-from ddpm_ref.experiments.ablation_runs import read_json, saved_samples, subject_of
+from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2, Setup, new_setup
+from ddpm_ref.experiments.ablation_runs import saved_samples, subject_of
 from ddpm_ref.experiments.coding_toys import TOYS
 from ddpm_ref.experiments.features import feature_space
 from ddpm_ref.experiments.subject import Subject
 from ddpm_ref.files import run as runs
+
+SETTINGS = "paper.json"
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,9 @@ def open_work(folder: Path, plan: Plan, backend: Backend) -> Work:
     )  # fmt: skip
     what = backend.describe()
     settings = json.loads(json.dumps({"plan": asdict(plan), "backend": what._asdict(), "setup": setup.as_dict()}))
-    path = folder / "paper.json"
-    if path.exists():
-        if other := list(differences(read_json(path), settings)):
-            raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
-    else:
+    if runs.is_new(folder, SETTINGS, settings):
         runs.open_folder(folder)
-        runs.write_json(path, settings)
+        runs.write_json(folder / SETTINGS, settings)
     return Work(folder, plan, setup, backend)
 
 
@@ -139,7 +137,7 @@ def _likelihood(work: Work, folder: Path, advance: Advance) -> None:
 
 
 def _rate_distortion(work: Work, folder: Path, advance: Advance) -> None:
-    stored = read_json(work.folder / "likelihood" / likelihood.RESULT)
+    stored = runs.read_json(work.folder / "likelihood" / likelihood.RESULT)
     found = likelihood.Likelihood.from_dict(stored["result"])
     rate_distortion.save(folder, rate_distortion.from_likelihood(found.parts[-1]), work.facts())
     advance(1)

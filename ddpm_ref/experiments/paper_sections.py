@@ -13,8 +13,8 @@ import numpy as np
 
 from ddpm_ref.experiments import published
 from ddpm_ref.experiments.ablation_findings import DOES_NOT_HOLD, HOLDS
-from ddpm_ref.experiments.ablation_runs import read_json
 from ddpm_ref.experiments.page import Cell, Page
+from ddpm_ref.files.run import read_json
 
 if TYPE_CHECKING:
     from ddpm_ref.experiments.paper_parts import Work

@@ -24,7 +24,7 @@ import numpy as np
 
 import ddpm_ref
 from ddpm_ref.checks import Array, check_int
-from ddpm_ref.files.atomic import write_text
+from ddpm_ref.files.atomic import leftovers, sweep, write_text
 from ddpm_ref.files.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -89,6 +89,45 @@ def open_folder(folder: Path, *, resume: bool = False) -> Path:
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """A JSON file, replaced as a whole."""
     write_text(path, json.dumps(facts, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of this folder; ValueError naming it if it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove it to have it made again") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: cannot be read (wanted an object); remove it to have it made again")
+    return found
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Which settings are others than before, as "steps = 4000 before, 2000 now"."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield f"{prefix}{name} = {old!r} before, {new!r} now"
+
+
+def is_new(folder: Path, name: str, settings: dict[str, Any]) -> bool:
+    """Whether work with these settings, to be kept in the folder's file of this name, is yet to begin there.
+
+    False if it was begun with the same; ValueError naming the differences if with others. Leftovers of a process that
+    was killed here are removed.
+    """
+    path = folder / name
+    if not path.exists():
+        if folder.is_dir() and not set(folder.iterdir()) - {*leftovers(folder), folder / ".writable"}:
+            sweep(folder)  # it was killed before it had written anything
+            (folder / ".writable").unlink(missing_ok=True)
+        return True
+    if other := list(differences(read_json(path), settings)):
+        raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
+    sweep(folder)
+    return False
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------
