@@ -97,7 +97,7 @@ def ablation(
     real = None if inception is None else read_features(inception)
     backend = backend or get_backend()
     settings = shared_settings(setup, backend, batch)
-    new = runs.is_new(folder, SETTINGS, settings)
+    new = runs.is_new(folder, SETTINGS, settings, added=("backend", "draw_batch"))
     judge = new_judge(setup.train)
     reference = judge(setup.held_out.x_0(dtype=np.float64))
     if new:

@@ -32,7 +32,6 @@ MEASURES = {
     "fid": "FID",
 }
 """The numbers of each run, by their short names; "fid" only with Inception's features."""
-OF_SAMPLES = tuple(name for name in MEASURES if not name.startswith("bits"))
 
 
 @dataclass(frozen=True)

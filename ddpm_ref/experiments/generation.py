@@ -130,9 +130,7 @@ class Judge:
         x = quality.check_images("images", np.clip(images, -1, 1))
         frechet = None
         if self._moments is not None:
-            centred = x - x.mean(axis=0)
-            cov = centred.T @ centred / (len(x) - 1)
-            frechet = quality.frechet_distance_of_moments(x.mean(axis=0), cov, *self._moments)
+            frechet = quality.frechet_distance_of_moments(*quality.moments("images", x), *self._moments)
         if self._classifier is None:
             return Row(frechet)
         p = np.asarray(self._classifier.predict_proba(x))
@@ -165,10 +163,9 @@ def classifier_score(p: Array) -> float:
 # --- the experiment --------------------------------------------------------------------------------------------------
 
 
-def default_count(subject: Subject) -> int:
+def default_count(held_out: ImageData | None, shape: tuple[int, int, int]) -> int:
     """As many as were held out, so that they can be judged beside these, 100 if none; fewer of large images."""
-    held_out = len(subject.held_out) if subject.held_out else 100
-    return max(2, min(held_out, MOST, NUMBERS // int(np.prod(subject.shape))))
+    return max(2, min(len(held_out) if held_out else 100, MOST, NUMBERS // int(np.prod(shape))))
 
 
 def work(T: int, *, count: int, latents: int, continuations: int, batch: int) -> int:
@@ -199,7 +196,7 @@ def measure(
     the tenths; 0, where x̂_0 is the sample, is always there.  Images 0 … count-1 are those that
     `ddpm-ref sample --seed SEED` draws, and the latents are x_t of the first.
     """
-    count = default_count(subject) if count is None else count
+    count = default_count(subject.held_out, subject.shape) if count is None else count
     check_int("count", count, 2)
     chain = chain_of(subject, seed)
     T = chain.schedule.T
@@ -267,7 +264,7 @@ def run(args: argparse.Namespace) -> int:
     """`ddpm-ref generation`: measure, save, say."""
     need("tqdm", "PIL.Image", "matplotlib.figure", "sklearn.svm")
     subject = open_subject(args)
-    count = default_count(subject) if args.count is None else args.count
+    count = default_count(subject.held_out, subject.shape) if args.count is None else args.count
     how = dict(count=count, latents=args.latents, continuations=args.continuations, batch=args.draw_batch)
     steps = all_steps("--steps", args.at, subject.schedule.T)
     check_int("--count", count, 2)

@@ -19,7 +19,7 @@ from ddpm_ref import options
 from ddpm_ref.backend_command import taken
 from ddpm_ref.checks import check_choice, check_int
 from ddpm_ref.discovery import get_backend
-from ddpm_ref.experiments import ablation, ablation_runs, paper_figures, paper_sections
+from ddpm_ref.experiments import ablation, ablation_runs, paper_figures, paper_sections, published
 from ddpm_ref.experiments.ablation_cells import CELLS, TABLE_2
 from ddpm_ref.experiments.forecast import forecast, pace
 from ddpm_ref.experiments.page import Page
@@ -154,7 +154,8 @@ def introduce(page: Page, work: Work) -> None:
         f"{setup.net(CELLS['eps-simple']).size:,} parameters trained for {plan.steps:,} steps of "
         f"{setup.training.batch} images, T = {setup.schedule.T:,}; on {backend.name} ({backend.version}, "
         f"{backend.device}, threads: {backend.threads}). The paper's are on CIFAR-10: 50,000 photographs of 32x32x3 "
-        "and 256 levels, 35.7 million parameters, 800,000 steps of 128 images."
+        f"and 256 levels, {published.CIFAR10_PARAMETERS / 1e6:.1f} million parameters, {published.TRAINING_STEPS:,} "
+        f"steps of {published.BATCH} images."
     )
     page.text(
         "The data are of the paper's kind, so bits/dim, rates and errors may be compared with its numbers, as far as "

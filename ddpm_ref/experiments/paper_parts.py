@@ -145,8 +145,8 @@ def _rate_distortion(work: Work, folder: Path, advance: Advance) -> None:
 
 def generation_how(work: Work) -> dict[str, Any]:
     """How many images progressive generation draws."""
-    most = generation.MOST, generation.NUMBERS // int(np.prod(work.setup.source.shape))
-    return dict(count=max(2, min(len(work.setup.held_out), *most)), latents=8, continuations=8, batch=work.plan.batch)
+    count = generation.default_count(work.setup.held_out, work.setup.source.shape)
+    return dict(count=count, latents=8, continuations=8, batch=work.plan.batch)
 
 
 def _generation(work: Work, folder: Path, advance: Advance) -> None:

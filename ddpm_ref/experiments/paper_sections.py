@@ -161,7 +161,7 @@ def likelihood(page: Page, work: "Work") -> list[Finding]:
         [
             "paper, CIFAR-10 test",
             10_000,
-            "about 1e-5",
+            f"about {published.PRIOR_BITS:.0e}",
             f"{published.RATE}",
             f"{published.DISTORTION}",
             f"≤ {simple.nll_test}",

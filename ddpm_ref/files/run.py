@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -112,11 +112,11 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
             yield f"{prefix}{name} = {old!r} before, {new!r} now"
 
 
-def is_new(folder: Path, name: str, settings: dict[str, Any]) -> bool:
+def is_new(folder: Path, name: str, settings: dict[str, Any], *, added: Collection[str] = ()) -> bool:
     """Whether work with these settings, to be kept in the folder's file of this name, is yet to begin there.
 
     False if it was begun with the same; ValueError naming the differences if with others. Leftovers of a process that
-    was killed here are removed.
+    was killed here are removed.  added: settings that a folder may not have yet, which then agrees with any.
     """
     path = folder / name
     if not path.exists():
@@ -124,7 +124,8 @@ def is_new(folder: Path, name: str, settings: dict[str, Any]) -> bool:
             sweep(folder)  # it was killed before it had written anything
             (folder / ".writable").unlink(missing_ok=True)
         return True
-    if other := list(differences(read_json(path), settings)):
+    before = {word: settings[word] for word in added} | read_json(path)
+    if other := list(differences(before, settings)):
         raise ValueError(f"out: {folder} was begun with other settings: {'; '.join(other)}; choose another folder")
     sweep(folder)
     return False
