@@ -6,25 +6,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import CASES
+from benchmarks.problem import random_problem
 from ddpm_ref import simple_loss
 from ddpm_ref.backend import Backend
 from ddpm_ref.nn.params import Params
-from ddpm_ref.nn.unet import UNet
 
 
 class Problem:
     """A network with no layer near 0, and a batch. exact: output and gradients of the convolutions by float64 NumPy."""
 
     def __init__(self, case: str, batch: int, seed: int = 0) -> None:
-        self.net, rng = UNet(CASES[case].config), np.random.default_rng(seed)
-        cfg = self.net.config
-        self.params = self.net.init(seed)
-        for name in self.params:
-            if name.endswith(("conv2/W", "proj_out/W", "conv_out/W")):
-                self.params[name] = self.params[name] * 1e5
-        self.x = rng.standard_normal((batch, cfg.image_size, cfg.image_size, cfg.channels), dtype=np.float32)
-        self.eps = rng.standard_normal(self.x.shape, dtype=np.float32)
-        self.t = rng.integers(1, 1001, batch)
+        self.net, self.params, self.x, self.t, self.eps = random_problem(CASES[case].config, batch, seed=seed)
         self.exact = self.ours(Backend(), np.float64)
 
     def ours(self, backend: Backend, dtype: Any = np.float32) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from ddpm_ref.files.data import ImageData
 from ddpm_ref.forward import posterior_coefficients
 from ddpm_ref.nn.optim import AdamSettings
 from ddpm_ref.nn.params import Params
+from ddpm_ref.nn.plan import UNetConfig
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.schedule import Schedule
 from ddpm_ref.train import Batch, Trainer, TrainSettings, TrainState
@@ -42,19 +43,23 @@ class Problem(NamedTuple):
 
 
 def make_problem(job: Job, seed: int = 0) -> Problem:
+    """That of a job; one that draws pictures has t = STEP."""
+    problem = random_problem(job.config, job.batch, np.float64 if job.dtype == "float64" else np.float32, seed)
+    return problem._replace(t=np.full(job.batch, STEP)) if job.what in SAMPLING else problem
+
+
+def random_problem(config: UNetConfig, batch: int, dtype: Any = np.float32, seed: int = 0) -> Problem:
     """Random weights and a batch of them. Fresh networks have layers of 1e-5 times the usual size: these are scaled up,
     so that a mistake in front of them shows."""
-    net, rng = UNet(job.config), np.random.default_rng(seed)
-    dtype = np.float64 if job.dtype == "float64" else np.float32
+    net, rng = UNet(config), np.random.default_rng(seed)
     params = net.init(seed, dtype)
     for name in params:
         if name.endswith(("conv2/W", "proj_out/W", "conv_out/W")):
             params[name] = params[name] * 1e5
     cfg = net.config
-    x = rng.standard_normal((job.batch, cfg.image_size, cfg.image_size, cfg.channels), dtype=dtype)
+    x = rng.standard_normal((batch, cfg.image_size, cfg.image_size, cfg.channels), dtype=dtype)
     eps = rng.standard_normal(x.shape, dtype=dtype)
-    t = np.full(job.batch, STEP) if job.what in SAMPLING else rng.integers(1, 1001, job.batch)
-    return Problem(net, params, x, t, eps)
+    return Problem(net, params, x, rng.integers(1, 1001, batch), eps)
 
 
 def random_images(job: Job) -> ImageData:
