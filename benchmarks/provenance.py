@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ddpm_ref.blas import cores
+
 LIBRARIES = (
     "numpy", "numba", "llvmlite", "scipy", "torch", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x",
     "threadpoolctl", "psutil",
@@ -59,15 +61,15 @@ def load_average() -> float | None:
 
 def machine(gpu: bool) -> dict[str, Any]:
     """What is known of this machine; null where the system does not tell."""
-    cores, card = _cores(), _gpu() if gpu else None
+    count, card = cores(), _gpu() if gpu else None
     cpu, kind = _cpu_model(), _llvm_name()
     short = cpu.replace("(R)", "").replace("(TM)", "").strip()
-    name = f"{cores}x {short}" + (f" ({kind})" if kind else "")
+    name = f"{count}x {short}" + (f" ({kind})" if kind else "")
     return {
         "name": card["name"] if card else name,
         "cpu": cpu,
         "cpu_kind": kind,
-        "cores": cores,
+        "cores": count,
         "memory_gib": memory_gib(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "clock_mhz": _clock(),
@@ -94,13 +96,6 @@ def versions() -> dict[str, str]:
         one = blas[0]
         found["blas"] = " ".join(str(one[key]) for key in ("internal_api", "version", "architecture") if one.get(key))
     return found
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def _cpu_model() -> str:
