@@ -12,7 +12,7 @@ import numpy as np
 
 Call = Callable[[], Any]
 Clock = Callable[[Call, float], float]
-"""clock(call, seconds) -> seconds of one call, from as many calls as fit the seconds, two at least."""
+"""clock(call, seconds) -> seconds of one call, from as many calls as fit the seconds, one at least."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ def median_clock(call: Call, seconds: float) -> float:
     """The median call."""
     times: list[float] = []
     spent = 0.0  # kept, not summed anew: of a loop of microseconds there are many thousands
-    while spent < seconds or len(times) < 2:
+    while spent < seconds or not times:
         begun = time.perf_counter()
         call()
         times.append(time.perf_counter() - begun)
@@ -49,7 +49,7 @@ def median_clock(call: Call, seconds: float) -> float:
 def mean_clock(call: Call, seconds: float) -> float:
     """Of consecutive calls, each of which goes on from the one before."""
     calls, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds or calls < 2:
+    while time.perf_counter() - begun < seconds or not calls:
         call()
         calls += 1
     return (time.perf_counter() - begun) / calls

@@ -136,7 +136,7 @@ def spread(mean: float | None, deviation: float | None) -> str | None:
     small = min(x for x in (abs(mean), deviation or math.inf) if x) if mean or deviation else 0.0
     places = min(4, max(0, 1 - math.floor(math.log10(small)))) if small else 3
     if abs(mean) < 1e-4:
-        return f"{mean:.1e}"
+        return f"{mean:.1e}" if mean else "0"
     return f"{mean:,.{places}f}" if deviation is None else f"{mean:,.{places}f} ± {deviation:,.{places}f}"
 
 
