@@ -15,7 +15,7 @@ from benchmarks.contestant import Contestant
 from benchmarks.work import Loop, Work, step_loops
 from ddpm_ref.schedule import Schedule
 
-MOST = {"conv3x3": 3, "dense": 2, "group_norm": 2}
+MOST = {"conv3x3": 2}
 """Shapes of an operation that are timed by default, 1 of the others; of cifar10's convolutions twice as many."""
 QUICK = ("conv3x3", "group_norm", "attention", "dense", "update")
 """The handful that --quick takes one of."""

@@ -12,7 +12,7 @@ from ddpm_ref.blas import cores
 LEVELS = ("loops", "steps", "runs", "scaling")
 ROUNDS = {
     "quick": dict.fromkeys(LEVELS, 3),
-    "default": {"loops": 7, "steps": 9, "runs": 3, "scaling": 3},
+    "default": {"loops": 7, "steps": 7, "runs": 3, "scaling": 3},
     "full": {"loops": 7, "steps": 11, "runs": 5, "scaling": 5},
 }
 QUICK_PEERS = ("torch contiguous", "torch channels_last", "torch graph")
@@ -21,7 +21,7 @@ PRECISION_NAMES = {"fp32": "float32", "float32": "float32", "tf32": "tf32", "bf1
 
 @dataclass(frozen=True)
 class Options:
-    """What a run was asked for; precision is that of a job (`cases.PRECISIONS`)."""
+    """What a run was asked for; precision is that of a job (`cases.PRECISIONS`).  named: the peers were, one by one."""
 
     levels: tuple[str, ...]
     level: str
@@ -34,6 +34,7 @@ class Options:
     threads: int
     rounds: int | None
     out: Path | None
+    named: bool = False
 
     @property
     def gpu(self) -> bool:
@@ -65,7 +66,7 @@ def parse(argv: Sequence[str], description: str | None) -> Options:
     levels = _levels(args.level, level)
     return Options(
         levels, level, tuple(args.backends), _peers(args.peers, level, gpu, parser), _presets(args.presets, level),
-        tuple(args.batch), args.dtype, precision, args.threads, args.rounds, args.out,
+        tuple(args.batch), args.dtype, precision, args.threads, args.rounds, args.out, args.peers is not None,
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from benchmarks.cases import CASES, Job
 from benchmarks.work import step_work
 
 SMALL = ("digits",)
-"""Networks that compiling PyTorch's does not take minutes for; the others with --full."""
+COMPILED = ("torch compile", "torch autotune", "jax jit")
+"""Peers that compile the network, which of larger ones takes minutes: those with --full."""
 
 QUICK_BATCH = {"base64": 4}
 """Instead of a case's own: steps of a second are not for two minutes."""
@@ -32,10 +33,9 @@ def jobs(options: Any) -> list[Job]:
 
 
 def peers_for(preset: str, options: Any) -> tuple[str, ...]:
-    """The peers of a network: torch.compile and max-autotune of larger ones only in a full run."""
-    if preset in SMALL or options.level == "full":
-        return tuple(options.peers)
-    return tuple(peer for peer in options.peers if peer not in ("torch compile", "torch autotune"))
+    """The peers of a network: those that compile it, of larger ones, only in a full run or if they were named."""
+    every = preset in SMALL or options.level == "full" or options.named
+    return tuple(peer for peer in options.peers if every or peer not in COMPILED)
 
 
 def _job(preset: str, what: str, batch: int, options: Any) -> Job:

@@ -263,12 +263,15 @@ def test_what_is_asked_for_becomes_jobs() -> None:
     assert "celebahq256" in full.presets and "celebahq256" not in asked().presets
     compiled = {job.preset for job in steps.jobs(asked()) if "torch compile" in job.contenders}
     assert compiled == {"digits"} and all("torch compile" in job.contenders for job in steps.jobs(full))
+    named = asked("--presets", "base64", "--peers", "jax jit")
+    assert all(job.contenders[2:] == ("jax jit",) for job in steps.jobs(named) + runs.jobs(named))
     one = steps.jobs(asked("steps", "--presets", "digits", "--batch", "5", "--rounds", "4", "--dtype", "float64"))
     assert {(job.batch, job.rounds, job.precision) for job in one} == {(5, 4, "float64")}
     chains = [job for job in runs.jobs(asked("--batch", "3", "5")) if job.what == "images"]
     assert [(job.preset, job.batch) for job in chains[:2]] == [("digits", 3), ("digits", 5)] and len(chains) == 6
     assert [(job.whole, job.scale) for job in chains[1:3]] == [(True, 1 / 5), (False, 1000 / 3)]
-    assert "torch compile" in next(job for job in runs.jobs(asked()) if job.what == "reach").contenders
+    reach, whole = (next(job for job in runs.jobs(a) if job.what == "reach") for a in (asked(), full))
+    assert "torch compile" in whole.contenders and "torch compile" not in reach.contenders
     beside = {job.what: job.contenders[2:] for job in loops.jobs(asked())}
     assert beside["conv3x3"] == ("torch contiguous", "torch channels_last") and beside["update"] == ()
     axes = {job.axis for job in scaling.jobs(asked())}
