@@ -29,6 +29,7 @@ from ddpm_ref.experiments.ablation_picture import save_ablation
 from ddpm_ref.experiments.ablation_result import AblationResult, CellResult, Limits, RunResult, show
 
 LOWER = Claim("a is better than b", "a", "b", FEATURES, "3 against 13")
+FEWER = Claim("a takes fewer bits than b", "a", "b", BITS, "3 against 4")
 ALIKE = Claim("a is as good as b", "a", "b", FEATURES, "13 and 13", alike=True)
 NO = None
 
@@ -43,21 +44,37 @@ def verdict(claim, a, b):
 @pytest.mark.parametrize(
     ("a", "b", "wanted"),
     [
-        ((1, 1.1, 0.9), (2, 2.2, 1.8), HOLDS),  # differences 1, 1.1, 0.9: 1 ± 0.25
+        ((1, 1.1, 0.9), (2, 2.3, 1.7), HOLDS),  # 2, 2.09, 1.89 times
         ((2, 2.2, 1.8), (1, 1.1, 0.9), DOES_NOT_HOLD),
-        ((1, 1.1, 0.9), (1.1, 1.0, 1.2), UNDECIDED),  # 0.1, -0.1, 0.3
-        ((1, 5, 9), (2, 6, 10), HOLDS),  # seeds differ by far more than the cells, which are paired
+        ((1, 1.1, 0.9), (1.1, 1.0, 1.2), UNDECIDED),  # 1.1, 0.91, 1.33 times
+        ((1, 5, 25), (2, 10, 51), HOLDS),  # seeds differ by far more than the cells, which are paired
+        ((2, 2.4, 1.7), (56, 154, 68), HOLDS),  # far apart, however much the larger ones scatter
         ((1, 1, 1), (2, 2, 2), HOLDS),
         ((1,), (2,), UNDECIDED),
-        ((1, 2), (2, 3.2), UNDECIDED),  # 1, 1.2: 1.1 ± 12.7 · 0.1
+        ((1, 2), (2, 3.2), UNDECIDED),  # logarithms 0.69, 0.47: 0.58 ± 12.7 · 0.11
+        ((0, 0), (1, 1), HOLDS),
+        ((1e-300, 1e-12), (1e300, 1e-12), UNDECIDED),  # an interval that no float holds
         ((1, NO, 3), (2, 3, 4), DOES_NOT_HOLD),
         ((1, 2, 3), (2, NO, NO), HOLDS),
         ((1, 2, 3), (0.5, NO, NO), UNDECIDED),
         ((1, NO, 3), (2, NO, 4), UNDECIDED),
     ],
 )
-def test_a_claim_of_less_is_decided_by_the_paired_differences(a, b, wanted):
+def test_a_claim_of_less_is_decided_by_the_paired_ratios(a, b, wanted):
     assert verdict(LOWER, a, b) == wanted
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ((1, 1.1, 0.9), (2, 2.2, 1.8), HOLDS),  # differences 1, 1.1, 0.9: 1 ± 0.25
+        ((2, 2.2, 1.8), (1, 1.1, 0.9), DOES_NOT_HOLD),
+        ((1, 5, 9), (2, 6, 10), HOLDS),  # of which the ratios would not decide
+        ((1, 2), (2, 3.2), UNDECIDED),  # 1, 1.2: 1.1 ± 12.7 · 0.1
+    ],
+)
+def test_a_claim_of_fewer_bits_is_decided_by_the_paired_differences(a, b, wanted):
+    assert verdict(FEWER, a, b) == wanted
 
 
 @pytest.mark.parametrize(
@@ -66,7 +83,8 @@ def test_a_claim_of_less_is_decided_by_the_paired_differences(a, b, wanted):
         ((10, 10.1, 9.9), (10, 10, 10), HOLDS),
         ((7, 7.1, 6.9), (10, 10, 10), DOES_NOT_HOLD),
         ((13, 13.1, 12.9), (10, 10, 10), DOES_NOT_HOLD),
-        ((7.5, 7.6, 7.4), (10, 10, 10), UNDECIDED),  # on the margin of a quarter
+        ((8, 8.1, 7.9), (10, 10, 10), UNDECIDED),  # on the margin, 1.25 times
+        ((12.5, 12.6, 12.4), (10, 10, 10), UNDECIDED),
         ((5, 10, 15), (10, 10, 10), UNDECIDED),
         ((NO, 10, 10), (10, 10, 10), DOES_NOT_HOLD),
         ((10, 10, 10), (10, NO, 10), DOES_NOT_HOLD),
@@ -77,19 +95,22 @@ def test_a_claim_of_likeness_is_decided_by_a_margin(a, b, wanted):
     assert verdict(ALIKE, a, b) == wanted
 
 
-def test_the_interval_is_students():
+@pytest.mark.parametrize(("claim", "log"), [(LOWER, np.log), (FEWER, np.asarray)])
+def test_the_interval_is_students(claim, log):
     stats = pytest.importorskip("scipy.stats")
     a, b = [1.0, 2.0, 4.0, 3.0], [2.5, 2.75, 6.0, 5.0]
-    found = decide(LOWER, lambda _: a, lambda _: b)
-    test = stats.ttest_rel(b, a).confidence_interval(0.95)
-    assert (found.low, found.high) == (pytest.approx(test.low), pytest.approx(test.high))
-    assert found.differences == (1.5, 0.75, 2.0, 2.0) and found.mean == pytest.approx(1.5625)
+    found = decide(claim, lambda _: a, lambda _: b)
+    test = stats.ttest_rel(log(b), log(a)).confidence_interval(0.95)
+    ends = np.exp if claim is LOWER else np.asarray
+    assert (found.low, found.high) == (pytest.approx(ends(test.low)), pytest.approx(ends(test.high)))
+    assert found.apart == pytest.approx([2.5, 1.375, 1.5, 5 / 3] if claim is LOWER else [1.5, 0.75, 2.0, 2.0])
+    assert found.mean == pytest.approx(stats.gmean(found.apart) if claim is LOWER else 1.5625)
     assert quantile(2) == pytest.approx(4.302653, abs=1e-6)
 
 
 def test_a_finding_of_seeds_that_only_differ_by_chance_is_declared_one_time_in_twenty(rng):
     """Of 2,000 comparisons of equal cells, 100 are decided on average; 61 to 141 with probability 0.9999."""
-    draws = rng.standard_normal((2000, 2, 3))
+    draws = np.exp(rng.standard_normal((2000, 2, 3)))
     decided = sum(verdict(LOWER, a, b) != UNDECIDED for a, b in draws.tolist())
     assert 61 <= decided <= 141
 
@@ -97,27 +118,29 @@ def test_a_finding_of_seeds_that_only_differ_by_chance_is_declared_one_time_in_t
 def test_a_sentence_holds_claim_verdict_and_numbers():
     found = decide(LOWER, lambda _: [1, 1.1, 0.9], lambda _: [2, 2.2, 1.8])
     assert found.sentence() == (
-        "a is better than b: holds. Fréchet distance of features, b less a, seed by seed: +1, +1.1, +0.9; mean +1, "
-        "95% interval +0.752 … +1.25. The paper: 3 against 13."
+        "a is better than b: holds. Fréchet distance of features, b over a, seed by seed: 2, 2, 2; mean 2, "
+        "95% interval 2 … 2. The paper: 3 against 13."
     )
+    bits = decide(FEWER, lambda _: [1, 1.1, 0.9], lambda _: [2, 2.2, 1.8])
+    assert "bits/dim, b less a, seed by seed: +1, +1.1, +0.9; mean +1, 95% interval +0.752 … +1.25." in bits.sentence()
     broken = decide(LOWER, lambda _: [1, 1.1], lambda _: [2, NO])
     assert broken.sentence().startswith("a is better than b: holds. Fréchet")
-    assert "seed by seed: +1, not finite (b: not finite). The paper" in broken.sentence()
+    assert "seed by seed: 2, not finite (b: not finite). The paper" in broken.sentence()
     single = decide(LOWER, lambda _: [1], lambda _: [3])
     assert "a is better than b: not decided at this spread. " in single.sentence()
-    assert "mean +2 (a single seed has no spread). The paper" in single.sentence()
+    assert "mean 3 (a single seed has no spread). The paper" in single.sentence()
     data = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     assert (data["text"], data["verdict"], data["paper"]) == ("a is better than b", HOLDS, "3 against 13")
     assert data["sentence"] == f"{data['text']}: {data['verdict']}. {data['numbers']}. The paper: {data['paper']}."
 
 
 def test_a_sentence_of_likeness_holds_the_margin():
-    numbers = decide(ALIKE, lambda _: [10, 10.1], lambda _: [10, 10]).numbers()
-    assert numbers.endswith("; alike if surely within 25% of b's mean, 2.5")
+    rule = "; alike if surely between 0.8 and 1.25"
+    assert decide(ALIKE, lambda _: [10, 10.1], lambda _: [10, 10]).numbers().endswith(rule)
     single = decide(ALIKE, lambda _: [10], lambda _: [12]).numbers()
-    assert single.endswith("; alike if surely within 25% of b's mean, 3 (a single seed has no spread)")
+    assert single.endswith(f"{rule} (a single seed has no spread)")
     missing = decide(ALIKE, lambda _: [10, 10], lambda _: [10, NO]).numbers()
-    assert missing.endswith("; alike if surely within 25% of b's mean (b: not finite)")
+    assert missing.endswith(f"{rule} (b: not finite)")
 
 
 def test_reasons_are_given_for_the_digits_alone_and_only_where_a_claim_does_not_hold():

@@ -9,8 +9,8 @@ from typing import Any
 from ddpm_ref.extras import import_extra
 
 HOLDS, DOES_NOT_HOLD, UNDECIDED = "holds", "does not hold", "not decided at this spread"
-CONFIDENCE = 0.95  # of the interval around the mean difference (Student's t over the seeds)
-ALIKE = 0.25  # two cells are about as good if their difference is surely within this share of the second's mean
+CONFIDENCE = 0.95  # of the interval around the mean (Student's t over the seeds)
+ALIKE = 1.25  # two cells are about as good if surely neither's Fréchet distance is more than so many times the other's
 
 Values = Callable[[str], list[float | None]]
 """values(measure): that number of each seed's run, None where it is not finite."""
@@ -30,6 +30,11 @@ class Claim:
     paper: str
     alike: bool = False
     why: str = ""
+
+    @property
+    def by_ratio(self) -> bool:
+        """Fréchet distances scatter in proportion to their size: they are compared by ratios, bits by differences."""
+        return self.measure != BITS
 
 
 FEATURES, PIXELS, BITS = "frechet_features", "frechet", "bits_held_out"
@@ -71,33 +76,32 @@ CLAIMS = (
 class Finding:
     """A claim and the numbers that decide it.
 
-    differences: higher minus lower of each seed, None where either is not finite: positive is as claimed.
-    low, high: the interval around their mean, None for fewer than two seeds or where any difference is missing.
-    margin: how far apart cells may be that are alike, None for other claims.  why: the claim's, if it is to be said.
+    apart: higher over lower of each seed, or, of bits/dim, higher minus lower; None where either is not finite.
+    mean: of the ratios the geometric one.  why: the claim's, if it is to be said.
+    low, high: the interval around the mean, None for fewer than two seeds or where any number is missing.
     """
 
     claim: Claim
-    differences: tuple[float | None, ...]
+    apart: tuple[float | None, ...]
     mean: float | None
     low: float | None
     high: float | None
     verdict: str
     note: str = ""
-    margin: float | None = None
     why: str = ""
 
     def numbers(self) -> str:
-        """The numbers that decide it, by which rule if not whether they are above 0, and the note, as a sentence."""
+        """The numbers that decide it, the rule of likeness, and the note, as a sentence."""
         c = self.claim
-        each = ", ".join("not finite" if d is None else f"{d:+.3g}" for d in self.differences)
-        numbers = f"{_NAMES[c.measure]}, {c.higher} less {c.lower}, seed by seed: {each}"
+        sign, between = ("", "over") if c.by_ratio else ("+", "less")
+        each = ", ".join("not finite" if x is None else f"{x:{sign}.3g}" for x in self.apart)
+        numbers = f"{_NAMES[c.measure]}, {c.higher} {between} {c.lower}, seed by seed: {each}"
         if self.mean is not None:
-            numbers += f"; mean {self.mean:+.3g}"
+            numbers += f"; mean {self.mean:{sign}.3g}"
         if self.low is not None and self.high is not None:
-            numbers += f", {CONFIDENCE:.0%} interval {self.low:+.3g} … {self.high:+.3g}"
+            numbers += f", {CONFIDENCE:.0%} interval {self.low:{sign}.3g} … {self.high:{sign}.3g}"
         if c.alike:
-            size = "" if self.margin is None else f", {self.margin:.3g}"
-            numbers += f"; alike if surely within {ALIKE:.0%} of {c.higher}'s mean{size}"
+            numbers += f"; alike if surely between {1 / ALIKE:.3g} and {ALIKE:.3g}"
         return f"{numbers} ({self.note})" if self.note else numbers
 
     def sentence(self) -> str:
@@ -109,7 +113,7 @@ class Finding:
         """For JSON: the claim, what was found, and both in words, `numbers`, `paper` and `sentence`."""
         own = {name: value for name, value in vars(self).items() if name != "claim"}
         words = {"numbers": self.numbers(), "sentence": self.sentence()}
-        return {**vars(self.claim), **own, "differences": list(self.differences), **words}
+        return {**vars(self.claim), **own, "apart": list(self.apart), **words}
 
 
 def find(cells: Mapping[str, Values], *, reasons: bool = False) -> tuple[Finding, ...]:
@@ -125,34 +129,44 @@ def find(cells: Mapping[str, Values], *, reasons: bool = False) -> tuple[Finding
 def decide(claim: Claim, lower: Values, higher: Values) -> Finding:
     """Whether the claim holds at the spread of these numbers.
 
-    By the interval of the mean difference d̄ over n seeds, d̄ ± t_{n-1} s / √n:
+    By the interval of the mean d̄ over n seeds, d̄ ± t_{n-1} s / √n; d = log(higher / lower), of bits higher - lower:
         lower        holds if all of it is above 0, does not if all of it is below
-        alike        holds if all of it is within ± ALIKE of higher's mean, does not if none of it is
+        alike        holds if all of it is within ± log ALIKE, does not if none of it is
     A number that is not finite is beyond every other; where only higher's are missing and no seed speaks against the
     claim, it holds.
     """
     a, b = lower(claim.measure), higher(claim.measure)
-    differences = tuple(None if x is None or y is None else y - x for x, y in zip(a, b, strict=True))
-    if None in differences:
-        return _without_numbers(claim, a, b, differences)
-    found = [d for d in differences if d is not None]
+    to, back = (_log, _exp) if claim.by_ratio else (float, float)
+    each = tuple(None if x is None or y is None else to(y) - to(x) for x, y in zip(a, b, strict=True))
+    apart = tuple(None if d is None else back(d) for d in each)
+    if None in each:
+        return _without_numbers(claim, a, b, apart)
+    found = [d for d in each if d is not None]
     centre = mean(found)
-    margin = ALIKE * mean(y for y in b if y is not None)
     if len(found) < 2:
-        note = "a single seed has no spread"
-        return Finding(claim, differences, centre, None, None, UNDECIDED, note, margin if claim.alike else None)
+        return Finding(claim, apart, back(centre), None, None, UNDECIDED, "a single seed has no spread")
     half = quantile(len(found) - 1) * stdev(found) / math.sqrt(len(found))
     low, high = centre - half, centre + half
     if claim.alike:
-        inside, outside = max(-low, high) <= margin, low > margin or high < -margin
+        inside, outside = max(-low, high) <= to(ALIKE), low > to(ALIKE) or high < -to(ALIKE)
     else:
         inside, outside = low > 0, high < 0
     verdict = HOLDS if inside else DOES_NOT_HOLD if outside else UNDECIDED
-    return Finding(claim, differences, centre, low, high, verdict, margin=margin if claim.alike else None)
+    return Finding(claim, apart, back(centre), back(low), back(high), verdict)
+
+
+def _log(x: float) -> float:
+    """Of a Fréchet distance, which rounding may leave at 0."""
+    return math.log(max(x, 1e-12))
+
+
+def _exp(x: float) -> float:
+    """Two seeds can make an interval that no float holds the end of."""
+    return math.exp(min(x, 700.0))
 
 
 def _without_numbers(
-    claim: Claim, a: list[float | None], b: list[float | None], differences: tuple[float | None, ...]
+    claim: Claim, a: list[float | None], b: list[float | None], apart: tuple[float | None, ...]
 ) -> Finding:
     """The verdict where some run has no finite number."""
     missing = [name for name, values in ((claim.lower, a), (claim.higher, b)) if None in values]
@@ -160,9 +174,9 @@ def _without_numbers(
     if missing == [claim.lower] or claim.alike:
         verdict = DOES_NOT_HOLD if len(missing) == 1 else UNDECIDED
     else:
-        against = any(d is not None and d <= 0 for d in differences)
+        against = any(x is not None and y is not None and y <= x for x, y in zip(a, b, strict=True))
         verdict = UNDECIDED if against or len(missing) == 2 else HOLDS
-    return Finding(claim, differences, None, None, None, verdict, note)
+    return Finding(claim, apart, None, None, None, verdict, note)
 
 
 def quantile(degrees: int) -> float:
