@@ -12,7 +12,7 @@ from ddpm_ref.blas import cores
 LEVELS = ("loops", "steps", "runs", "scaling")
 ROUNDS = {
     "quick": dict.fromkeys(LEVELS, 3),
-    "default": {"loops": 7, "steps": 7, "runs": 3, "scaling": 3},
+    "default": {"loops": 5, "steps": 7, "runs": 3, "scaling": 3},
     "full": {"loops": 7, "steps": 11, "runs": 5, "scaling": 5},
 }
 QUICK_PEERS = ("torch contiguous", "torch channels_last", "torch graph")

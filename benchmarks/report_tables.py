@@ -35,7 +35,18 @@ def losses(machines: Sequence[Machine]) -> str:
     for title, levels in (("Whole steps and runs", ("steps", "runs")), ("Loops and curves", ("loops", "scaling"))):
         if text := slower(*levels):
             parts += [f"{title}:\n", text]
-    return "\n".join([*parts, _larger(machines)])
+    return "\n".join([*parts, _though_noisy(machines), _larger(machines)])
+
+
+def _though_noisy(machines: Sequence[Machine]) -> str:
+    """One line, without figures: the order of two may be sure where their times are not."""
+    found = [
+        f"{label(row)} ({row.contender}, {machine.name})"
+        for machine in machines
+        for _, row in standings.sure_though_noisy(machine)
+    ]
+    words = "Too noisy to quote, but the peer was faster in three rounds of four or more"
+    return f"{words}: {'; '.join(found)}.\n" if found else ""
 
 
 def _more(spread: Spread) -> str:

@@ -152,6 +152,12 @@ def losses(machine: Machine) -> list[tuple[Group, Row, Spread]]:
     return sorted(found, key=lambda one: one[2][1])
 
 
+def sure_though_noisy(machine: Machine) -> list[tuple[Group, Row]]:
+    """Peers that were faster than our best backend in three rounds of four or more, where one of the two is noisy."""
+    pairs = [(g, row, ratio(g.ours, row)[2]) for g in machine.groups if g.ours for row in g.rows if not row.ours]
+    return [(g, row) for g, row, high in pairs if high and high < 1 and (row.noisy or (g.ours and g.ours.noisy))]
+
+
 def larger(machine: Machine) -> list[tuple[Group, Row]]:
     """Where the peer that holds least memory holds less than our best backend: group and peer, worst first."""
     found = []

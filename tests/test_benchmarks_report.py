@@ -117,6 +117,21 @@ def test_a_loss_within_its_quartiles_says_so(tmp_path: Path) -> None:
     assert cells[-2] == "1.0% longer, quartiles on both sides of 1"
 
 
+def test_a_noisy_row_does_not_hide_a_loss_that_the_rounds_agree_on(tmp_path: Path) -> None:
+    def lost(high: float) -> str:
+        stored = made_up()
+        row = next(r for r in stored["rows"] if r["case"] == "train cifar10" and r["contender"] == "numba")
+        row |= {"noisy": True}
+        row["over"]["torch compile"] = [0.4, 0.5, high]
+        return section(report(of(tmp_path, stored)), "Where we lose")
+
+    (line,) = [line for line in lost(0.9).splitlines() if line.startswith("Too noisy to quote")]
+    assert "rounds of four or more: train cifar10, batch 8, float32, 2 threads (torch compile, " in line and "0.5" not in line
+    assert "Too noisy" not in lost(1.1) and "Too noisy" not in report(
+        of(tmp_path, made_up(speed={"torch compile": 0.5}))
+    )
+
+
 def test_without_losses_it_says_so(tmp_path: Path) -> None:
     assert "In no quotable row was a peer faster" in report(of(tmp_path, made_up()))
 
