@@ -126,7 +126,7 @@ def test_a_noisy_row_does_not_hide_a_loss_that_the_rounds_agree_on(tmp_path: Pat
         return section(report(of(tmp_path, stored)), "Where we lose")
 
     (line,) = [line for line in lost(0.9).splitlines() if line.startswith("Too noisy to quote")]
-    assert "rounds of four or more: train cifar10, batch 8, float32, 2 threads (torch compile, " in line and "0.5" not in line
+    assert "four or more: train cifar10, batch 8, float32, 2 threads (torch compile, " in line and "0.5" not in line
     assert "Too noisy" not in lost(1.1) and "Too noisy" not in report(
         of(tmp_path, made_up(speed={"torch compile": 0.5}))
     )
