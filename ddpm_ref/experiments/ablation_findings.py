@@ -43,8 +43,8 @@ _NAMES = {FEATURES: "Fréchet distance of features", PIXELS: "Fréchet distance 
 _FEW_BITS = (
     "Measured: the digits have 17 grey levels, so that with σ_1 = 0.007 the discretised decoder costs about nothing, "
     "and nearly all bits are KLs at small t; Eq. 12 weights ε's error 185 times as much at t = 1 as at t = 349. "
-    "Measured with one seed: L_simple is ahead by 0.10 bits/dim at 4,000 steps, by 0.03 at 12,000, and at 24,000 L is, by "
-    "0.03 (2.69 against 2.72), L_simple having begun to fit the training images alone (2.54 on these, L 2.65). "
+    "Measured with one seed: L_simple is ahead by 0.10 bits/dim at 4,000 steps, by 0.03 at 12,000; at 24,000 L is, "
+    "by 0.03 (2.69 against 2.72), L_simple having begun to fit the training images alone (2.54 on these, L 2.65). "
     "Hypothesis: at batches of 64 the gradient of L is the noisier one, so that it takes more steps"
 )
 _FINE_MEANS = (
