@@ -26,6 +26,8 @@ from ddpm_ref.memory import keep_freed_memory
 CPU_PEERS = ("torch contiguous", "torch channels_last", "torch compile", "jax jit")
 GPU_PEERS = ("torch eager", "torch graph", "torch compiled graph", "torch autotune")
 PEERS = (*CPU_PEERS, *GPU_PEERS)
+COMPILED = ("torch compile", "torch autotune", "jax jit")
+"""Those that compile the network, which of larger ones takes minutes."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS")
 HELD_BACK = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 

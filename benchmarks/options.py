@@ -41,6 +41,11 @@ class Options:
         """Whether ours runs on a GPU."""
         return any(name.startswith("cupy") for name in self.backends)
 
+    def peers_for(self, small: bool) -> tuple[str, ...]:
+        """The peers; those that compile the network only if it is small, in a full run, or if they were named."""
+        every = small or self.level == "full" or self.named
+        return tuple(peer for peer in self.peers if every or peer not in contenders.COMPILED)
+
     def rounds_of(self, level: str) -> int:
         """How often contenders take turns."""
         return self.rounds or ROUNDS[self.level][level]

@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks.cases import CASES, Job, T
 from benchmarks.contestant import Clock, Contestant
-from benchmarks.steps import COMPILED
 from benchmarks.work import Work, step_work
 from ddpm_ref.files.source import open_source
 from ddpm_ref.nn.unet import UNet
@@ -54,11 +53,6 @@ def jobs(options: Any) -> list[Job]:
     return made + [_images(preset, batch, options) for preset in options.presets for batch in batches[preset]]
 
 
-def _peers(options: Any) -> tuple[str, ...]:
-    """Those that compile, for minutes again what they have compiled for `steps`, only in a full run or if named."""
-    return tuple(peer for peer in options.peers if options.level == "full" or options.named or peer not in COMPILED)
-
-
 def _shared(options: Any) -> dict[str, Any]:
     names = ("threads", "dtype", "precision")
     return {name: getattr(options, name) for name in names} | {"rounds": options.rounds_of("runs")}
@@ -66,7 +60,8 @@ def _shared(options: Any) -> dict[str, Any]:
 
 def _reach(options: Any) -> Job:
     # Compiling and capturing are in no time, as everywhere; the other compiled graphs are the other level's.
-    peers = [peer for peer in _peers(options) if peer in PEERS]
+    # `steps` has compiled for minutes already, hence small=False.
+    peers = [peer for peer in options.peers_for(small=False) if peer in PEERS]
     batch = RECIPES["digits"][1].batch
     return Job(
         "runs", f"train digits to loss {TARGET}", "reach", "digits", CASES["digits"].config, batch,
@@ -80,8 +75,8 @@ def _images(preset: str, batch: int, options: Any) -> Job:
     image = Work(*(T / batch * part for part in step))
     return Job(
         "runs", f"image {preset}", "images", preset, config, batch, (("", image),),
-        (*options.backends, *_peers(options)), seconds=1.0, scale=(1 if whole else T) / batch, whole=whole,
-        warm_up=not whole, **_shared(options),
+        (*options.backends, *options.peers_for(small=False)), seconds=1.0, scale=(1 if whole else T) / batch,
+        whole=whole, warm_up=not whole, **_shared(options),
     )  # fmt: skip
 
 

@@ -12,8 +12,7 @@ from benchmarks.cases import CASES, Job
 from benchmarks.work import step_work
 
 SMALL = ("digits",)
-COMPILED = ("torch compile", "torch autotune", "jax jit")
-"""Peers that compile the network, which of larger ones takes minutes: those with --full."""
+"""Networks that peers do not compile for minutes; the others with --full."""
 
 QUICK_BATCH = {"base64": 4}
 """Instead of a case's own: steps of a second are not for two minutes."""
@@ -32,18 +31,12 @@ def jobs(options: Any) -> list[Job]:
     return made
 
 
-def peers_for(preset: str, options: Any) -> tuple[str, ...]:
-    """The peers of a network: those that compile it, of larger ones, only in a full run or if they were named."""
-    every = preset in SMALL or options.level == "full" or options.named
-    return tuple(peer for peer in options.peers if every or peer not in COMPILED)
-
-
 def _job(preset: str, what: str, batch: int, options: Any) -> Job:
     config = CASES[preset].config
     work = step_work(config, batch, what, itemsize=np.dtype(options.dtype).itemsize)
     return Job(
         "steps", f"{what} {preset}", what, preset, config, batch, (("", work),),
-        contenders=(*options.backends, *peers_for(preset, options)), threads=options.threads, dtype=options.dtype,
-        precision=options.precision, seconds=0.5 if options.level == "full" else 0.25,
+        contenders=(*options.backends, *options.peers_for(preset in SMALL)), threads=options.threads,
+        dtype=options.dtype, precision=options.precision, seconds=0.5 if options.level == "full" else 0.25,
         rounds=options.rounds_of("steps"),
     )  # fmt: skip
