@@ -85,8 +85,10 @@ def compile_one(kernel: tuple[str, str]) -> tuple[str, float, str]:
 
 def compile_all(out: Path) -> dict[str, Any]:
     """Every kernel file, in as many processes as there are cores."""
+    from ddpm_ref_cupy.source import types
+
     folder = Path("backends/ddpm_ref_cupy/kernels")
-    kernels = [(path.stem, real) for path in sorted(folder.glob("*.cu")) for real in ("float32", "float64")]
+    kernels = [(path.stem, real) for path in sorted(folder.glob("*.cu")) for real in types(path.stem)]
     with get_context("spawn").Pool(min(len(kernels), os.cpu_count() or 1)) as pool:
         done = pool.map(compile_one, kernels, chunksize=1)
     wrong = [f"{name}: {error}" for name, _, error in done if error]

@@ -12,6 +12,7 @@ import pytest
 from cuda_host import resources
 from cuda_host.resources import ARCHITECTURES, files, nvcc
 from cuda_host.source import KERNELS, kernel_text
+from ddpm_ref_cupy.source import types
 
 REWRITE = "if that is meant: PYTHONPATH=tests:backends python -m cuda_host.resources"
 asked = os.environ.get("DDPM_REF_CUDA_ARCHITECTURES")
@@ -30,8 +31,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @needs_nvcc
-@pytest.mark.parametrize("real", resources.CARDS)
-@pytest.mark.parametrize("file", files())
+@pytest.mark.parametrize(("file", "real"), [(file, real) for file in files() for real in types(file)])
 def test_every_kernel_compiles_for_every_card_and_costs_what_it_did(file: str, real: str, compiled: Path) -> None:
     kept, same_nvcc = resources.table(), resources.nvcc_version() == resources.table_version()
     wrong = []
@@ -59,7 +59,7 @@ def _text(file: str) -> str:
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", [CARDS[0], CARDS[-1]])
-@pytest.mark.parametrize("real", resources.CARDS)
+@pytest.mark.parametrize("real", ["float32", "float64"])
 def test_no_random_number_is_made_with_a_fused_multiply_add(real: str, arch: str) -> None:
     fused = re.compile(r"\b(fma|mad)\.[a-z.]*f(32|64)")
     ptx, _ = nvcc(resources.full_text("noise"), real, arch, "-ptx")
@@ -71,11 +71,11 @@ def test_no_random_number_is_made_with_a_fused_multiply_add(real: str, arch: str
 @needs_nvcc
 def test_a_kernel_that_no_card_can_run_is_refused() -> None:
     text = resources.full_text("noise")
-    with pytest.raises(RuntimeError, match=r"sm_75, real = float:[\s\S]*undefined"):
-        nvcc(text.replace("blocks_of(count)", "undefined_blocks(count)"), "float", "75", "-cubin")
+    with pytest.raises(RuntimeError, match=r"sm_75, real = float32:[\s\S]*undefined"):
+        nvcc(text.replace("blocks_of(count)", "undefined_blocks(count)"), "float32", "75", "-cubin")
     too_much = 'extern "C" __global__ void much(int* y) { __shared__ float s[20000]; s[y[1]] = 1; y[0] = s[1]; }'
     with pytest.raises(RuntimeError, match="too much shared data"):
-        nvcc(text + too_much, "float", "90", "-cubin")
+        nvcc(text + too_much, "float32", "90", "-cubin")
 
 
 @pytest.mark.parametrize("path", sorted(KERNELS.iterdir()), ids=lambda path: path.name)

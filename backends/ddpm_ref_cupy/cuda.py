@@ -12,7 +12,7 @@ from ddpm_ref.checks import Array, check_choice
 from ddpm_ref_cupy import cublas
 from ddpm_ref_cupy.arena import Arena, Recording
 from ddpm_ref_cupy.device import PRECISIONS, Device, Launch
-from ddpm_ref_cupy.source import source
+from ddpm_ref_cupy.source import OPTIONS, source
 
 OLDEST = (7, 5)  # compute capability that CUDA 13 still knows
 TENSOR_CORES = (8, 0)  # from which cards multiply TF32 and bfloat16
@@ -183,8 +183,7 @@ class CudaDevice(Device):
         """The kernels of `kernels/file.cu` for one type."""
         module = self._modules.get((file, real))
         if module is None:
-            name = {"float32": "float", "float64": "double"}[real.name]
-            options = f"-DREAL={name}", *_own_options(file, self.capability)
+            options = *OPTIONS[real.name], *_own_options(file, self.capability)
             module = self.cupy.RawModule(code=source(file), options=options)
             self._modules[file, real] = module
         return module

@@ -4,8 +4,8 @@
 here, its launch sizes included, can be held against NumPy on a machine without a GPU.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class Launch(NamedTuple):
     """One kernel launch. kernel: "file.name" of `kernels/file.cu`.  shared: bytes of dynamic shared memory.
 
-    real: the type that `real` stands for in the kernel's text, float32 or float64.
+    real: of the kernel's text, float32 or float64; or uint16: `real` is float32, and `stored` bfloat16.
     """
 
     kernel: str
@@ -30,21 +30,38 @@ class Launch(NamedTuple):
     real: Any = np.float32
 
 
+def real_of(dtype: Any) -> np.dtype:
+    """What numbers of an array of this dtype are computed in: float32 where it is uint16, which holds bfloat16."""
+    return np.dtype(np.float32 if dtype == np.uint16 else dtype)
+
+
 class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
     kept: where filters are kept as the kernels take them, by their address, while nothing changes them; else None.
+    stores_bf16: whether convolutions give bfloat16 arrays (uint16), where there are eights of channels; other operations
+    give what they take.
     capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
     that a block may ask for.
     """
 
     precision = "fp32"
     kept: dict[Any, Array] | None = None
+    stores_bf16 = False
     name = "a device"
     version = ""
     capability = (8, 0)
     processors = 132
     shared_limit = 227 << 10
+
+    @contextmanager
+    def whole_step(self, kept: dict[Any, Array] | None = None) -> Iterator[None]:
+        """Within it, at precision bf16, what a network computes of images is stored so; kept: as the attribute."""
+        self.kept, self.stores_bf16 = kept, self.precision == "bf16"
+        try:
+            yield
+        finally:
+            self.kept, self.stores_bf16 = None, False
 
     def address(self, x: Array) -> int:
         """Where x's first element lies."""

@@ -17,11 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ddpm_ref_cupy.source import OPTIONS as TYPE_OPTIONS
+from ddpm_ref_cupy.source import types
+
 from cuda_host.source import KERNELS, kernel_text
 
 ARCHITECTURES = ("75", "80", "86", "89", "90", "90a", "100", "120")
-CARDS = {"float": ARCHITECTURES, "double": ("75", "90", "120")}
-"""What each `real` is compiled for; double serves the gradients' checks alone, so three cards do."""
+CARDS = {"float32": ARCHITECTURES, "float64": ("75", "90", "120"), "uint16": ARCHITECTURES[1:]}
+"""What each type is compiled for: float64 serves the gradients' checks alone, so three cards do; uint16, that is
+bfloat16, is for cards with tensor cores for it."""
 
 TABLE = Path(__file__).with_name("resources.json")
 OPTIONS = ("-std=c++17", "-ftz=true", "-Werror", "all-warnings")  # -ftz=true: CuPy says so for every kernel
@@ -63,7 +67,7 @@ def nvcc(text: str, real: str, arch: str, *options: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "kernel.cu"), Path(folder, "made")
         source.write_text(text)
-        command = ["nvcc", f"-arch=sm_{arch}", f"-DREAL={real}", *OPTIONS, *options, "-o", str(made), str(source)]
+        command = ["nvcc", f"-arch=sm_{arch}", *TYPE_OPTIONS[real], *OPTIONS, *options, "-o", str(made), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"sm_{arch}, real = {real}:\n{(done.stdout + done.stderr)[:4000]}")
@@ -116,7 +120,8 @@ def write_table() -> None:
     """Compile everything and write `resources.json`: a line for each kernel."""
     lines = []
     for file in files():
-        for real, cards in CARDS.items():
+        for real in types(file):
+            cards = CARDS[real]
             print(file, real, file=sys.stderr)
             found = all_uses(file, real, cards)
             for name in sorted(found[cards[0]]):

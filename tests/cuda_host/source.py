@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ddpm_ref_cupy.device import real_of
+from ddpm_ref_cupy.source import OPTIONS
 
 HERE = Path(__file__).parent
 KERNELS = Path(__file__).parents[2] / "backends" / "ddpm_ref_cupy" / "kernels"
@@ -21,7 +23,7 @@ TYPES: dict[str, Any] = {
     "unsigned short": np.uint16, "unsigned char": np.uint8, "unsigned long long": np.uint64, "long long": np.int64,
     "u32": np.uint32, "u64": np.uint64, "i64": np.int64, "bf16": np.uint16,
 }  # fmt: skip
-"""What a kernel's parameters, and what they point to, may be; and `real`."""
+"""What a kernel's parameters, and what they point to, may be; and `real` and `stored`."""
 
 
 _USES = re.compile(r"^// uses: (\w+)\.cuh$", re.MULTILINE)
@@ -51,9 +53,10 @@ def parameters(declaration: str, real: Any) -> list[Parameter]:
         is_array, is_const = "*" in words, "const" in words
         *kind, name = (word for word in words if word not in ("*", "const"))
         base = " ".join(kind)
-        if base != "real" and base not in TYPES:
+        types = TYPES | {"real": real_of(real), "stored": real}
+        if base not in types:
             raise ValueError(f"{name}: a kernel's parameter cannot be {text.strip()!r}")
-        dtype = np.dtype(real if base == "real" else TYPES[base])
+        dtype = np.dtype(types[base])
         found.append(Parameter(name, f"{'const ' * is_const}{base}*" if is_array else base, dtype, is_array, is_const))
     return found
 
@@ -90,11 +93,11 @@ def _trampoline(name: str, bounds: str, params: list[Parameter]) -> str:
 
 
 class Program:
-    """A kernel file compiled for one real: `kernels[name]` are the parameters, `library` has `run_name`."""
+    """A kernel file compiled for one `Launch.real`: `kernels[name]` are the parameters, `library` has `run_name`."""
 
     def __init__(self, prelude: str, file: str, text: str, real: Any, folder: Path) -> None:
-        define = f"-DREAL={'double' if np.dtype(real) == np.float64 else 'float'}"
-        plain = _cplusplus("-E", "-P", "-x", "c++", "-std=c++17", define, "-", text=prelude + text)
+        define = OPTIONS[np.dtype(real).name]
+        plain = _cplusplus("-E", "-P", "-x", "c++", "-std=c++17", *define, "-", text=prelude + text)
         self.kernels = {}
         tail = ""
         for name, (bounds, params) in signatures(plain, real).items():
@@ -118,16 +121,16 @@ def _dynamic(match: re.Match[str]) -> str:
     return f"{kind}* const {name} = ({kind}*)cu::dynamic_shared;"
 
 
-def _compiled(source: str, define: str, folder: Path) -> Path:
+def _compiled(source: str, define: tuple[str, ...], folder: Path) -> Path:
     """The shared library of a text, compiled once for each content of it and of the files it includes."""
     everything = "\0".join(
-        [source, define, *FLAGS, *(path.read_text() for path in sorted(HERE.glob("*.h"))), version()]
+        [source, *define, *FLAGS, *(path.read_text() for path in sorted(HERE.glob("*.h"))), version()]
     )
     stem = folder / hashlib.sha256(everything.encode()).hexdigest()[:32]
     library = stem.with_suffix(".so")
     if not library.exists():
         made = stem.with_suffix(f".{id(source)}.o")
-        _cplusplus("-c", "-x", "c++", define, f"-I{HERE}", *FLAGS, "-", "-o", str(made), text=source)
+        _cplusplus("-c", "-x", "c++", *define, f"-I{HERE}", *FLAGS, "-", "-o", str(made), text=source)
         # Linked without -fsanitize: its two handlers are our own.
         _cplusplus("-shared", str(made), "-o", str(made.with_suffix(".so")))
         made.with_suffix(".so").rename(library)

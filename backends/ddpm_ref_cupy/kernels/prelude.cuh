@@ -2,6 +2,7 @@
 // no plain C++ spelling is written here twice, as PTX and as a call of tests/cuda_host/shim.h, and nowhere else.
 //
 //   real            float or double, by -DREAL          bf16         its 16 bits
+//   stored          what arrays of images hold: real, or bf16 by -DSTORED=bf16; value(x) reads one, set(x, v) writes it
 //   DEVICE          in front of functions               TENSOR_CORES 0 where the card is older than sm_80
 //   Four<T>         four neighbours, one load           *_rn         one operation, rounded on its own, never fused
 //   warp_*, block_* reductions of one fixed order       mma_*, ldmatrix_*, async_*: tensor cores and what feeds them
@@ -11,8 +12,12 @@
 #ifndef REAL
 #define REAL float
 #endif
+#ifndef STORED
+#define STORED REAL
+#endif
 typedef REAL real;
 typedef unsigned short bf16;
+typedef STORED stored;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
@@ -84,6 +89,14 @@ DEVICE u32 pack_bf16(float low, float high) {
     return (u32)to_bf16(low) | (u32)to_bf16(high) << 16;
 #endif
 }
+
+// What is stored, as the number it stands for, and the other way round, to the nearest.
+DEVICE float value(float x) { return x; }
+DEVICE double value(double x) { return x; }
+DEVICE float value(bf16 x) { return from_bf16(x); }
+DEVICE void set(float& to, float v) { to = v; }
+DEVICE void set(double& to, double v) { to = v; }
+DEVICE void set(bf16& to, float v) { to = to_bf16(v); }
 
 // The bits of a float with 10 bits of mantissa: to the nearest, ties away from zero.
 DEVICE u32 to_tf32(float x) {
