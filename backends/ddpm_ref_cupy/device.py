@@ -39,8 +39,8 @@ class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
     kept: where filters are kept as the kernels take them, by their address, while nothing changes them; else None.
-    stores_bf16: whether convolutions give bfloat16 arrays (uint16), where there are eights of channels; other operations
-    give what they take.
+    stores_bf16: whether convolutions give bfloat16 arrays (uint16) where there are eights of channels; all else gives
+    what it takes.
     capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
     that a block may ask for.
     """
