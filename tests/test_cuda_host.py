@@ -244,14 +244,17 @@ def test_shared_memory_has_its_bounds_and_starts_as_nan(make: Make) -> None:
 
 
 @orders
-def test_asynchronous_copies_are_there_after_the_wait_and_not_before(make: Make, order: str) -> None:
+def test_asynchronous_copies_are_there_after_the_wait_and_before_only_where_they_are_early(
+    make: Make, order: str
+) -> None:
+    early = order in ("reverse", "warp-greedy-reverse")
     run, x = make(order), np.arange(256, dtype=np.float32)
     given, y = run.to_device(x), run.empty((2, 256), np.float32)
     expected = np.stack([np.where(np.arange(256) < 240, x, 0), x])[:, np.arange(256) ^ 64]
     for waits, there in ((2, [True, True]), (1, [True, False]), (0, [False, False])):
         run.launch(Launch("t.copied", (1,), (64,), 2048), given, y, np.int32(waits), np.int32(60))
         for row, wanted, arrived in zip(y, expected, there, strict=True):
-            np.testing.assert_array_equal(row, wanted if arrived else np.nan)
+            np.testing.assert_array_equal(row, wanted if arrived or early else np.nan)
     with pytest.raises(RuntimeError, match="async_copy: wants a place in shared memory"):
         run.launch(Launch("t.copied", (1,), (64,), 1024), given, y, np.int32(2), np.int32(60))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ddpm_ref.checks import Array, check_finite
 from ddpm_ref.schedule import Schedule
-from ddpm_ref_cupy import noise
+from ddpm_ref_cupy import conv, noise
 from ddpm_ref_cupy.arena import peak
 from ddpm_ref_cupy.device import Launch
 from ddpm_ref_cupy.fit import explained
@@ -53,11 +53,8 @@ class ReverseSteps:
         return peak(recording.blocks)
 
     def _one(self) -> None:
-        self.run.kept = self._kept
-        try:
-            output = self._model(self.x_t, self._t)
-        finally:
-            self.run.kept = None
+        with self.run.whole_pass(self._kept):
+            output = conv.widened(self.run, self._model(self.x_t, self._t))
         noise.p_sample_at(
             self.run, self.x_t, self.x_0_hat, self.x_t, output, self._table, self._form, self._seed, self._counters,
             STEP, self._samples,

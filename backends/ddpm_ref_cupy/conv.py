@@ -6,7 +6,7 @@ from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref_cupy import hopper, tiles
 from ddpm_ref_cupy.dense import add_bias, column_sums, part_sums, rounded, spread
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import Device, Launch, real_of
 
 COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
@@ -14,16 +14,33 @@ BOTH = 1 << 16
 """Filters of no more numbers are packed for both directions at once: a launch costs more than that."""
 
 
-def conv3x3(run: Device, x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
-    """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
+def conv3x3(
+    run: Device, x: Array, W: Array, b: Array, stride: int = 1, plus: Array | None = None
+) -> tuple[Array, Backward]:
+    """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D). x, y and their gradients may be bfloat16."""
     key = run.address(W)
     x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
-    if stride == 1 and run.precision != "fp32" and x.dtype == np.float32:
+    plus = None if plus is None else run.contiguous(plus)
+    kind = _kind(run, x, W.shape[3])
+    if (
+        stride == 1
+        and run.precision != "fp32"
+        and x.dtype != np.float64
+        and not tiles.over_windows(*x.shape[1:3], *W.shape[2:])
+    ):
         forward, adjoint = _blocks(run, x.shape, W.shape[3]), _blocks(run, (*x.shape[:3], W.shape[3]), W.shape[2])
         gradient = _gradient_blocks(run, x.shape, W.shape[3])
         if forward and adjoint and gradient:
-            return _on_tensor_cores(run, x, W, b, forward, adjoint, gradient, key)
-    return _over_windows(run, x, W, b, stride)
+            return _on_tensor_cores(run, x, W, b, plus, kind, forward, adjoint, gradient, key)
+    return _over_windows(run, x, W, b, plus, kind, stride)
+
+
+def _kind(run: Device, x: Array, d: int) -> np.dtype:
+    """What y holds: bfloat16 where x does, or where x enters a network that does, and D are eights; else what x is
+    computed in. So a network's output is float32 as its input is."""
+    bf16 = x.dtype == np.uint16 or run.enters_bf16
+    run.enters_bf16 = False
+    return np.dtype(np.uint16) if bf16 and d % 8 == 0 else real_of(x.dtype)
 
 
 # --- tensor cores ----------------------------------------------------------------------------------------------------
@@ -46,30 +63,49 @@ def _on_tensor_cores(
     x: Array,
     W: Array,
     b: Array,
+    plus: Array | None,
+    kind: np.dtype,
     forward: tiles.Blocks,
     adjoint: tiles.Blocks,
     gradient: tiles.GradientBlocks,
     address: int,
 ) -> tuple[Array, Backward]:
-    """Stride 1, float32, operands rounded to the device's precision. address: of the parameter that W is, or was."""
+    """Stride 1, operands rounded to the device's precision. address: of the parameter that W is, or was."""
     both = W.size <= BOTH and forward.pack == adjoint.pack
-    key = address, forward.pack, forward.wide
+    key, x_kind = (address, forward.pack, forward.wide), x.dtype
     if run.kept is not None and key in run.kept:
         filters, kept = run.kept[key], None
     else:
         filters, kept = _packed(run, W, forward, False, adjoint if both else None)
         if run.kept is not None:
             run.kept[key] = filters
-    y = _convolve_tiles(run, x, filters, b, W.shape[3], forward)
+    x = _operands(run, x)
+    y = _convolve_tiles(run, x, filters, b, plus, W.shape[3], kind, forward)
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dy = run.contiguous(dy)
+        given = run.contiguous(dy)
+        dy = _operands(run, given)
         turned = _packed(run, W, adjoint, True)[0] if kept is None else kept
-        dx = _convolve_tiles(run, dy, turned, None, W.shape[2], adjoint)
-        dW, db = _gradient_of_tiles(run, x, dy, gradient)
-        return dx, dW, db if b.ndim == 1 else part_sums(run, dy, len(dy))
+        dx = _convolve_tiles(run, dy, turned, None, None, W.shape[2], x_kind, adjoint)
+        dW, db = _gradient_of_tiles(run, x, dy, W.shape[2:], gradient)
+        if b.ndim == 1 and given.dtype == dy.dtype:
+            return dx, dW, db
+        return dx, dW, column_sums(run, given) if b.ndim == 1 else part_sums(run, given, len(given))
 
     return y, backward
+
+
+def _operands(run: Device, x: Array) -> Array:
+    """x as the kernels read it: bfloat16 at that precision, channels filled up to 16 bytes with zeros."""
+    c, kind = x.shape[3], np.dtype(np.uint16 if run.precision == "bf16" else np.float32)
+    each = 16 // kind.itemsize
+    if x.dtype == kind and c % each == 0:
+        return x
+    if c % each == 0:
+        return rounded(run, x)
+    y = run.empty((*x.shape[:3], -(-c // each) * each), kind)
+    run.launch(spread("conv.filled", y.size, kind), x, y, np.int64(y.size), np.int32(c), np.int32(y.shape[3]))
+    return y
 
 
 def _packed(
@@ -86,22 +122,43 @@ def _packed(
     return first, second
 
 
-def _convolve_tiles(run: Device, x: Array, filters: Array, b: Array | None, d: int, cut: tiles.Blocks) -> Array:
-    """y = conv(x), + b, to d channels."""
-    n, h, w, c = x.shape
-    y = run.empty((n, h, w, d), np.float32)
-    t = cut.tiling
-    step = -1 if b is None else 0 if b.ndim == 1 else d
-    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, step)
-    launch = Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared)
-    run.launch(launch, x, filters, x if b is None else b, y, *map(np.int32, sizes))
+def widened(run: Device, x: Array) -> Array:
+    """A network's output as float32, which it is unless images have eights of channels."""
+    if x.dtype != np.uint16:
+        return x
+    y = run.empty(x.shape, np.float32)
+    run.launch(spread("conv.widened", x.size, x.dtype), x, y, np.int64(x.size))
     return y
 
 
-def _gradient_of_tiles(run: Device, x: Array, dy: Array, cut: tiles.GradientBlocks) -> tuple[Array, Array]:
-    """dW and db = Σ dy, parts of one array."""
+def _convolve_tiles(
+    run: Device,
+    x: Array,
+    filters: Array,
+    b: Array | None,
+    plus: Array | None,
+    d: int,
+    kind: np.dtype,
+    cut: tiles.Blocks,
+) -> Array:
+    """y = conv(x), + b, + plus, to d channels. x: operands."""
     n, h, w, c = x.shape
-    d, count, t = dy.shape[3], cut.grid[2], cut.tiling
+    y = run.empty((n, h, w, d), kind)
+    t = cut.tiling
+    step = -1 if b is None else 0 if b.ndim == 1 else d
+    sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, step, plus is not None)
+    nothing = run.empty((1,), np.float32) if b is None else b
+    launch = Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared, kind)
+    run.launch(launch, x, filters, nothing, y if plus is None else plus, y, *map(np.int32, sizes))
+    return y
+
+
+def _gradient_of_tiles(
+    run: Device, x: Array, dy: Array, channels: tuple[int, ...], cut: tiles.GradientBlocks
+) -> tuple[Array, Array]:
+    """dW and db = Σ dy, parts of one array. x, dy: operands.  channels: C and D without what fills them up."""
+    n, h, w, _ = x.shape
+    (c, d), count, t = channels, cut.grid[2], cut.tiling
     parts = run.empty((count, 9 * c + 1, d), np.float32)
     sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count)
     launch = Launch(cut.kernel, cut.grid, (tiles.GRADIENT_THREADS,), cut.shared)
@@ -119,54 +176,56 @@ def _gradient_of_tiles(run: Device, x: Array, dy: Array, cut: tiles.GradientBloc
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
-def _over_windows(run: Device, x: Array, W: Array, b: Array, stride: int) -> tuple[Array, Backward]:
+def _over_windows(
+    run: Device, x: Array, W: Array, b: Array, plus: Array | None, kind: np.dtype, stride: int
+) -> tuple[Array, Backward]:
     """Any dtype, precision and stride.
 
-    forward    y  = windows(x) W + b             adjoint    dx = windows(dy, spread by the stride) W*
+    forward    y  = windows(x) W + b + plus      adjoint    dx = windows(dy, spread by the stride) W*
                dW = windows(x)ᵀ dy               db = Σ dy
     """
     n, h, w, c = x.shape
-    d = W.shape[3]
+    d, x_kind = W.shape[3], x.dtype
     top, left = (0 if stride == 2 and size % 2 == 0 else 1 for size in (h, w))
     p, q = -(-h // stride), -(-w // stride)
-    y = run.empty((n, p, q, d), x.dtype)
+    x, y = _factor(run, x), run.empty((n, p, q, d), kind)
     _convolve(run, x, W, y, stride, 1, top, left)
-    add_bias(run, y, b, n * p * q if b.ndim == 1 else p * q)
+    add_bias(run, y, b, n * p * q if b.ndim == 1 else p * q, plus)
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
-        dy = run.contiguous(dy)
-        dW, dx = run.empty((3, 3, c, d), x.dtype), run.empty(x.shape, x.dtype)
+        given = run.contiguous(dy)
+        dy = _factor(run, given)
+        dW, dx = run.empty((3, 3, c, d), W.dtype), run.empty((n, h, w, c), x_kind)
         _filter_gradient(run, x, dy, dW, stride, top, left)
-        turned = run.empty((3, 3, d, c), x.dtype)
+        turned = run.empty((3, 3, d, c), W.dtype)
         run.launch(spread("conv.turned", W.size, W.dtype.type), W, turned, np.int32(c), np.int32(d))
         _convolve(run, dy, turned, dx, 1, stride, 2 - top, 2 - left)
-        return dx, dW, column_sums(run, dy) if b.ndim == 1 else part_sums(run, dy, n)
+        return dx, dW, column_sums(run, given) if b.ndim == 1 else part_sums(run, given, n)
 
     return y, backward
 
 
-def _is_bf16(run: Device, dtype: np.dtype) -> bool:
-    """Whether the operands of products of this dtype are rounded to bfloat16."""
-    return run.precision == "bf16" and dtype == np.float32
+def _factor(run: Device, x: Array) -> Array:
+    """x as matrix products take it: bfloat16 where they are of it."""
+    return rounded(run, x) if run.precision == "bf16" and x.dtype == np.float32 else x
 
 
-def _parts(run: Device, n: int, pixels: int, c: int, dtype: np.dtype) -> list[slice]:
+def _parts(n: int, pixels: int, c: int, itemsize: int) -> list[slice]:
     """The batch in parts whose windows fit `COLUMN_BYTES`."""
-    each = 9 * pixels * c * (2 if _is_bf16(run, dtype) else dtype.itemsize)
-    size = max(1, min(n, COLUMN_BYTES // each))
+    size = max(1, min(n, COLUMN_BYTES // (9 * pixels * c * itemsize)))
     return [slice(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 def _windows(run: Device, x: Array, shape: tuple[int, int], stride: int, spread_by: int, top: int, left: int) -> Array:
-    """windows(x) for these destination pixels, (N · P · Q, 9C); bfloat16 where the device's precision is that."""
+    """windows(x) for these destination pixels, (N · P · Q, 9C), in 16 bytes at a time where they fit."""
     n, h, w, c = x.shape
     p, q = shape
-    bf16 = _is_bf16(run, x.dtype)
-    columns = run.empty((n * p * q, 9 * c), np.uint16 if bf16 else x.dtype)
-    wide = 4 if c % 4 == 0 else 1
-    name = "conv.windows" + ("4" if wide == 4 else "") + ("_bf16" if bf16 else "")
+    columns = run.empty((n * p * q, 9 * c), x.dtype)
+    each = 16 // x.itemsize
+    wide = each if c % each == 0 else 1
+    name = "conv.windows_wide" if wide == each else "conv.windows"
     sizes = (n, h, w, c // wide, p, q, stride, spread_by, top, left)
-    run.launch(spread(name, columns.size // wide, x.dtype.type), x, columns, *map(np.int32, sizes))
+    run.launch(spread(name, columns.size // wide, x.dtype), x, columns, *map(np.int32, sizes))
     return columns
 
 
@@ -174,10 +233,8 @@ def _convolve(run: Device, x: Array, W: Array, y: Array, stride: int, spread_by:
     """y = windows(x) W."""
     c, d = W.shape[2:]
     p, q = y.shape[1:3]
-    filters = W.reshape(9 * c, d)
-    if _is_bf16(run, x.dtype):
-        filters = rounded(run, filters)
-    for part in _parts(run, len(x), p * q, c, x.dtype):
+    filters = _factor(run, W.reshape(9 * c, d))
+    for part in _parts(len(x), p * q, c, x.itemsize):
         columns = _windows(run, x[part], (p, q), stride, spread_by, top, left)
         run.matmul(columns, filters, y[part].reshape(-1, d))
 
@@ -186,8 +243,7 @@ def _filter_gradient(run: Device, x: Array, dy: Array, dW: Array, stride: int, t
     """dW = windows(x)ᵀ dy."""
     c, d = dW.shape[2:]
     p, q = dy.shape[1:3]
-    gradients = rounded(run, dy) if _is_bf16(run, x.dtype) else dy
-    for part in _parts(run, len(x), p * q, c, x.dtype):
+    for part in _parts(len(x), p * q, c, x.itemsize):
         columns = _windows(run, x[part], (p, q), stride, 1, top, left)
         out = dW.reshape(9 * c, d)
-        run.matmul(columns, gradients[part].reshape(-1, d), out, trans_a=True, add=part.start > 0)
+        run.matmul(columns, dy[part].reshape(-1, d), out, trans_a=True, add=part.start > 0)

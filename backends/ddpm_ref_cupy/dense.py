@@ -77,7 +77,7 @@ def _small(run: Device, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
     return y, backward
 
 
-def add_bias(run: Device, y: Array, b: Array, rows_each: int) -> None:
+def add_bias(run: Device, y: Array, b: Array, rows_each: int, plus: Array | None = None) -> None:
     """y (..., D) += b, (D,), or (N, D) with one row of b for every `rows_each` rows of y."""
     d = y.shape[-1]
     rows = y.size // d

@@ -39,15 +39,14 @@ class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
     kept: where filters are kept as the kernels take them, by their address, while nothing changes them; else None.
-    stores_bf16: whether convolutions give bfloat16 arrays (uint16) where there are eights of channels; all else gives
-    what it takes.
+    enters_bf16: whether the next convolution is the first of a network whose images are to be stored as bfloat16.
     capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
     that a block may ask for.
     """
 
     precision = "fp32"
     kept: dict[Any, Array] | None = None
-    stores_bf16 = False
+    enters_bf16 = False
     name = "a device"
     version = ""
     capability = (8, 0)
@@ -55,13 +54,15 @@ class Device:
     shared_limit = 227 << 10
 
     @contextmanager
-    def whole_step(self, kept: dict[Any, Array] | None = None) -> Iterator[None]:
-        """Within it, at precision bf16, what a network computes of images is stored so; kept: as the attribute."""
-        self.kept, self.stores_bf16 = kept, self.precision == "bf16"
+    def whole_pass(self, kept: dict[Any, Array] | None = None) -> Iterator[None]:
+        """A network's pass within a whole step: at precision bf16 its images are stored so, as uint16, from the first
+        convolution on, if that gives eights of channels; all other operations give what they take.  kept: as the
+        attribute."""
+        self.kept, self.enters_bf16 = kept, self.precision == "bf16"
         try:
             yield
         finally:
-            self.kept, self.stores_bf16 = None, False
+            self.kept, self.enters_bf16 = None, False
 
     def address(self, x: Array) -> int:
         """Where x's first element lies."""

@@ -1,7 +1,7 @@
 """Which convolutions run by Hopper's warpgroup products (`kernels/conv_hopper.cu`), and how they are cut into blocks.
 
-The rule: float32 arrays at precision tf32 or bf16, stride 1, a card of compute capability 9.0, C a multiple of 4 and D
-of 2, 32 or more of each, and patches of 8 x 8 pixels that are at least half full.
+The rule: precision tf32 or bf16, stride 1, a card of compute capability 9.0, 32 channels or more of each, D even, and
+patches of 8 x 8 pixels that are at least half full.
 """
 
 from ddpm_ref_cupy.tiles import EACH, Blocks, GradientBlocks, Tiling
@@ -10,7 +10,8 @@ CAPABILITY = (9, 0)
 EFFICIENCY = {(256, 128): 1.0, (128, 128): 0.8, (256, 64): 0.75, (128, 64): 0.55}
 """(Pixels, channels) of a block, and the share of the best rate it reaches."""
 THREADS = 256
-RING = 4
+RING = 6
+SHARED = 227 << 10  # bytes of a processor; registers allow as many blocks
 LEAST = 32
 
 
@@ -27,12 +28,12 @@ def tiling(n: int, h: int, w: int, pixels: int) -> Tiling | None:
 
 def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> Blocks | None:
     """The fastest cut of a convolution from c to d channels, by `EFFICIENCY`; None where the rule says no."""
-    if c % 4 or d % 2 or min(c, d) < LEAST:
+    if d % 2 or min(c, d) < LEAST:
         return None
     found, least = None, float("inf")
     for (pixels, wide), efficiency in EFFICIENCY.items():
         cut = tiling(n, h, w, pixels)
-        if cut is None or cut.places > 2 * pixels:  # the kernel reads an eighth of a chunk at a time
+        if cut is None or cut.places > 2 * pixels:  # as the kernel brings a chunk
             continue
         total = cut.count * -(-d // wide)
         cost = -(-total // processors) * pixels * wide / efficiency
@@ -42,7 +43,7 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             names = (f"conv_hopper.{name}" for name in (f"{precision}_{pixels}x{wide}", f"pack_{precision}_filters"))
             chunk = 8 * EACH[precision]
             filters = -(-d // wide) * wide * -(-c // chunk) * chunk * 9
-            grid = (min(total, processors),)
+            grid = (min(total, processors * max(1, SHARED // shared)),)
             found, least = Blocks(next(names), grid, THREADS, shared, cut, wide, next(names), filters), cost
     return found
 
@@ -53,7 +54,7 @@ def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, proc
     The tensor cores take tf32 only with numbers of neighbouring K, here pixels, side by side.
     """
     cut = tiling(n, h, w, 256)
-    if precision != "bf16" or c % 4 or d % 4 or min(c, d) < LEAST or cut is None:
+    if precision != "bf16" or c % 8 or d % 8 or min(c, d) < LEAST or cut is None:
         return None
     across, down = -(-c // 64), -(-d // 64)
     parts = max(1, min(cut.count, processors // (across * down)))

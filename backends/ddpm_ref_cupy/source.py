@@ -22,7 +22,7 @@ def types(file: str) -> tuple[str, ...]:
     """What a kernel file is compiled for, of `OPTIONS`: what its text tells apart."""
     text = source(file).removeprefix(_read("prelude.cuh"))
     stored, real = (re.search(rf"\b{word}\b", text) for word in ("stored", "real"))
-    return tuple(name for name, tells in (("float32", True), ("float64", stored or real), ("uint16", stored)) if tells)
+    return tuple(name for name, tells in (("float32", True), ("float64", real), ("uint16", stored)) if tells)
 
 
 def _read(name: str) -> str:

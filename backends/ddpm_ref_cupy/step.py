@@ -18,7 +18,7 @@ from ddpm_ref.nn import ops
 from ddpm_ref.objective import Objective
 from ddpm_ref.random import Purpose
 from ddpm_ref.train import Diverged, StepReport, Trainer, TrainState
-from ddpm_ref_cupy import loss, noise, update
+from ddpm_ref_cupy import conv, loss, noise, update
 from ddpm_ref_cupy.arena import peak
 from ddpm_ref_cupy.device import Launch
 from ddpm_ref_cupy.fit import explained
@@ -151,9 +151,10 @@ class TrainingSteps:
 
         places = self._places[part.start // self._parts[0].stop]
         params = GatheredParams(trainer.state.params, trainer.net.shapes).of(places)
-        output, backward = trainer.net(params, x_t, t, self.backend, dropout=dropout)
+        with run.whole_pass():
+            output, backward = trainer.net(params, x_t, t, self.backend, dropout=dropout)
         d_output = loss.simple_loss(
-            run, output, eps, t, trainer.schedule.T, self._report,
+            run, conv.widened(run, output), eps, t, trainer.schedule.T, self._report,
             weight=s.objective.w_simple, part=n / s.batch, add=part.start > 0,
         )  # fmt: skip
         return backward(d_output)[1].gather()

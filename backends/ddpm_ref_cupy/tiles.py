@@ -1,8 +1,7 @@
 """Which convolutions run on tensor cores (`kernels/conv_tensor.cu`), and how they are cut into blocks.
 
-The rule: float32 arrays at precision tf32 or bf16, stride 1, and a tile of pixels that fits the image (`tiling`);
-channels are padded with zeros to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered
-windows.
+The rule: precision tf32 or bf16, stride 1, a tile of pixels that fits the image (`tiling`), and not so few pixels of so
+many channels that matrix products over gathered windows are faster, as all else (float64, fp32, stride 2) is computed.
 """
 
 from typing import NamedTuple
@@ -66,6 +65,11 @@ def tiling(n: int, h: int, w: int, pixels: int) -> Tiling | None:
     return Tiling(1, rows, columns, n * -(-h // rows) * -(-w // columns))
 
 
+def over_windows(h: int, w: int, c: int, d: int) -> bool:
+    """Whether images are so small, and channels so many, that products over windows win: at 4 x 4 twofold."""
+    return h * w <= 16 and c * d >= 1 << 14
+
+
 def padded(channels: int, precision: str) -> int:
     """Channels filled up to whole chunks."""
     return -(-channels // CHUNK[precision]) * CHUNK[precision]
@@ -77,9 +81,7 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
     for (pixels, wide), efficiency in EFFICIENCY.items():
         threads = 256 if pixels == 256 else 128
         cut = tiling(n, h, w, pixels)
-        if (
-            cut is None or 4 * cut.places > 9 * threads
-        ):  # the kernel reads a ninth of a chunk at a time, 16 bytes a thread
+        if cut is None or 4 * cut.places > 12 * threads:  # as the kernel brings a chunk
             continue
         grid = (-(-d // wide), cut.count)
         cost = -(-grid[0] * grid[1] // processors) * pixels * wide / efficiency

@@ -40,7 +40,7 @@ template <class T> static T shuffle(unsigned mask, T v, int lane) {
 
 static inline int lane() { return current->number & 31; }
 
-// --- wgmma: carried out when waited for, since what it reads may not be written before ---------------------------------
+// --- wgmma: carried out when waited for, since what it reads may not be written before, or at once ----------------------
 
 static float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 
@@ -78,7 +78,9 @@ static void carry_out(const Product& p) {
 
 static void product(float* d, int columns, uint64_t a, uint64_t b, bool add, int bytes, bool turned) {
     if (threads.size() % 128) return stop("wgmma: wants whole groups of four warps");
-    current->products.push_back({d, a, b, columns, bytes, current->product_groups, add, turned});
+    Product product = {d, a, b, columns, bytes, current->product_groups, add, turned};
+    if (products_early) carry_out(product);
+    else current->products.push_back(product);
 }
 
 static void products_commit() { current->product_groups++; }
@@ -191,13 +193,21 @@ static void ldmatrix(uint32_t* r, int matrices, const void* row, bool trans) {
     meet(LDMATRIX, ~0u);  // its memory may be written again only when all lanes have read
 }
 
-// --- asynchronous copies: made as late as they may be, so that a missing wait shows ----------------------------------
+// --- asynchronous copies: made when waited for, so that a missing wait shows, or at once, so that a place that is still
+// being read shows -----------------------------------------------------------------------------------------------------
+
+static void copy_now(const Copy& c) {
+    if (c.valid) memcpy(c.to, c.from, c.bytes);
+    else memset(c.to, 0, c.bytes);
+}
 
 static void async_copy(void* to, const void* from, int bytes, bool valid) {
     if ((uintptr_t)to % bytes || (valid && (uintptr_t)from % bytes))
         return stop("async_copy: wants addresses aligned to %d bytes", bytes);
     if (!is_shared(to)) return stop("async_copy: wants a place in shared memory");
-    current->copies.push_back({to, from, bytes, current->groups, valid});
+    Copy copy = {to, from, bytes, current->groups, valid};
+    if (copies_early) copy_now(copy);
+    else current->copies.push_back(copy);
 }
 
 static void async_commit() { current->groups++; }
@@ -205,11 +215,7 @@ static void async_commit() { current->groups++; }
 static void async_wait(int n) {
     auto& waiting = current->copies;
     size_t done = 0;
-    for (; done < waiting.size() && waiting[done].group < current->groups - n; done++) {
-        const Copy& c = waiting[done];
-        if (c.valid) memcpy(c.to, c.from, c.bytes);
-        else memset(c.to, 0, c.bytes);
-    }
+    for (; done < waiting.size() && waiting[done].group < current->groups - n; done++) copy_now(waiting[done]);
     waiting.erase(waiting.begin(), waiting.begin() + done);
 }
 

@@ -43,6 +43,9 @@ enum Order { FORWARD, REVERSE, RANDOM, WARP_GREEDY, WARP_GREEDY_REVERSE };
 
 struct Launch { uint3 grid, block; int shared, order; unsigned seed; };
 
+// What runs behind a thread's back, asynchronous copies and wgmma, runs as late as it may, or at once: by the order.
+static bool copies_early, products_early;
+
 // --- errors ----------------------------------------------------------------------------------------------------------
 
 static char error_text[512];
@@ -263,6 +266,8 @@ static const char* launch(const Launch& how, void (*body)(void**), void** args) 
     const int n = how.block.x * how.block.y * how.block.z;
     const int64_t blocks = (int64_t)how.grid.x * how.grid.y * how.grid.z;
     std::mt19937 random(how.seed);
+    copies_early = how.order == REVERSE || how.order == WARP_GREEDY_REVERSE;
+    products_early = how.order == RANDOM || how.order == WARP_GREEDY_REVERSE;
     error_text[0] = 0;
     kernel = body, arguments = args;
     grid_size = how.grid, block_size = how.block;

@@ -5,9 +5,9 @@
 // Window (i, j) of pixel (p, q) reads source pixel ((p stride + i - top) / spread, (q stride + j - left) / spread) where
 // that is whole and inside, else 0: stride 1 or 2 with spread 1 is the convolution, stride 1 with spread 1 or 2 its
 // adjoint. columns: (N, P, Q, 9, C).
-template <class From, class To, class Convert>
-DEVICE void gather_windows(const From* __restrict__ x, To* __restrict__ columns, int N, int H, int W, int C, int P, int Q,
-                           int stride, int spread, int top, int left, Convert convert) {
+template <class T>
+DEVICE void gather_windows(const T* __restrict__ x, T* __restrict__ columns, int N, int H, int W, int C, int P, int Q,
+                           int stride, int spread, int top, int left) {
     i64 total = (i64)N * P * Q * 9 * C;
     for (i64 o = first_index(); o < total; o += index_step()) {
         int c = (int)(o % C);
@@ -18,44 +18,36 @@ DEVICE void gather_windows(const From* __restrict__ x, To* __restrict__ columns,
         i64 n = rest / ((i64)P * Q);
         int h = p * stride + tap / 3 - top, w = q * stride + tap % 3 - left;
         bool there = h >= 0 && w >= 0 && h % spread == 0 && w % spread == 0 && h / spread < H && w / spread < W;
-        columns[o] = there ? convert(x[((n * H + h / spread) * W + w / spread) * C + c]) : To();
+        columns[o] = there ? x[((n * H + h / spread) * W + w / spread) * C + c] : T();
     }
 }
-
-struct Same { template <class T> __device__ T operator()(T v) const { return v; } };
 
 extern "C" __global__ void __launch_bounds__(256) windows(
-    const real* __restrict__ x, real* __restrict__ columns, int N, int H, int W, int C, int P, int Q, int stride,
+    const stored* __restrict__ x, stored* __restrict__ columns, int N, int H, int W, int C, int P, int Q, int stride,
     int spread, int top, int left) {
-    gather_windows(x, columns, N, H, W, C, P, Q, stride, spread, top, left, Same());
+    gather_windows(x, columns, N, H, W, C, P, Q, stride, spread, top, left);
 }
 
-// The same four channels at a time: C counts groups of four.
-extern "C" __global__ void __launch_bounds__(256) windows4(
-    const real* __restrict__ x, real* __restrict__ columns, int N, int H, int W, int C, int P, int Q, int stride,
+// The same 16 bytes at a time: C counts these.
+extern "C" __global__ void __launch_bounds__(256) windows_wide(
+    const stored* __restrict__ x, stored* __restrict__ columns, int N, int H, int W, int C, int P, int Q, int stride,
     int spread, int top, int left) {
-    gather_windows(reinterpret_cast<const Four<real>*>(x), reinterpret_cast<Four<real>*>(columns), N, H, W, C, P, Q, stride,
-                   spread, top, left, Same());
+    gather_windows(reinterpret_cast<const Four<u32>*>(x), reinterpret_cast<Four<u32>*>(columns), N, H, W, C, P, Q, stride,
+                   spread, top, left);
 }
 
-struct Round { __device__ bf16 operator()(float v) const { return to_bf16(v); } };
-struct Round4 {
-    __device__ Four<bf16> operator()(const Four<float>& v) const {
-        return Four<bf16>{to_bf16(v.x), to_bf16(v.y), to_bf16(v.z), to_bf16(v.w)};
+// y (..., wide) = x (..., C) with zeros behind the channels; size: numbers of y.
+extern "C" __global__ void __launch_bounds__(256) filled(
+    const float* __restrict__ x, stored* __restrict__ y, long long size, int C, int wide) {
+    for (i64 o = first_index(); o < size; o += index_step()) {
+        int c = (int)(o % wide);
+        set(y[o], c < C ? x[o / wide * C + c] : 0.0f);
     }
-};
-
-extern "C" __global__ void __launch_bounds__(256) windows_bf16(
-    const float* __restrict__ x, unsigned short* __restrict__ columns, int N, int H, int W, int C, int P, int Q, int stride,
-    int spread, int top, int left) {
-    gather_windows(x, columns, N, H, W, C, P, Q, stride, spread, top, left, Round());
 }
 
-extern "C" __global__ void __launch_bounds__(256) windows4_bf16(
-    const float* __restrict__ x, unsigned short* __restrict__ columns, int N, int H, int W, int C, int P, int Q, int stride,
-    int spread, int top, int left) {
-    gather_windows(reinterpret_cast<const Four<float>*>(x), reinterpret_cast<Four<bf16>*>(columns), N, H, W, C, P, Q, stride,
-                   spread, top, left, Round4());
+extern "C" __global__ void __launch_bounds__(256) widened(
+    const stored* __restrict__ x, real* __restrict__ y, long long size) {
+    for (i64 o = first_index(); o < size; o += index_step()) y[o] = value(x[o]);
 }
 
 // W*_ij = W_{2-i, 2-j}ᵀ, (3, 3, D, C): the filters of the adjoint.

@@ -1,6 +1,6 @@
 // uses: wgmma.cuh
 // 3x3 convolution of stride 1 by Hopper's warpgroup products (wgmma, sm_90a), which read both operands from shared memory.
-// NHWC float32 in and out, sums in float32; operands are rounded on their way into shared memory.
+// NHWC, sums in float32; x of bf16, or of float that is rounded to tf32 once it lies in shared memory; y is `stored`.
 //
 //   T        an operand: bf16, or u32 for the bits of a tf32
 //   patch    8 x 8 pixels, the 64 rows of a product
@@ -15,22 +15,30 @@
 // --- operands --------------------------------------------------------------------------------------------------------
 
 template <class T> struct Operand;
-template <> struct Operand<bf16> { enum { EACH = 8 }; };  // numbers in 16 bytes
-template <> struct Operand<u32> { enum { EACH = 4 }; };
+template <> struct Operand<bf16> { typedef bf16 Raw; enum { EACH = 8 }; };  // as x holds it; numbers in 16 bytes
+template <> struct Operand<u32> { typedef float Raw; enum { EACH = 4 }; };
+
+// 16 bytes of x in shared memory become operands.
+DEVICE void settle16(bf16*) {}
+DEVICE void settle16(u32* p) {
+    Four<float> v = load4(reinterpret_cast<float*>(p));
+    store4(p, Four<u32>{to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)});
+}
+
+// The numbers of 16 bytes, added to sums.
+DEVICE void add16(float (&sums)[8], const bf16* p) {
+    Four<u32> v = load4(reinterpret_cast<const u32*>(p));
+    u32 pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        sums[2 * i] += from_bf16((bf16)pairs[i]);
+        sums[2 * i + 1] += from_bf16((bf16)(pairs[i] >> 16));
+    }
+}
 
 template <class T> struct alignas(2 * sizeof(T)) Two { T x, y; };
 template <class T> DEVICE void store2(T* p, const Two<T>& v) { *reinterpret_cast<Two<T>*>(p) = v; }
-DEVICE Two<float> load2(const float* p) { return *reinterpret_cast<const Two<float>*>(p); }
-
-DEVICE void add(Four<float>& a, const Four<float>& b) { a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w; }
-
-// Four channels.
-DEVICE void put(bf16* to, const Four<float>& v) {
-    store2(reinterpret_cast<u32*>(to), Two<u32>{pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)});
-}
-DEVICE void put(u32* to, const Four<float>& v) {
-    store4(to, Four<u32>{to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)});
-}
+template <class T> DEVICE Two<T> load2(const T* p) { return *reinterpret_cast<const Two<T>*>(p); }
 
 // Where tile `index` lies: from image n, row, column.
 struct Geometry {
@@ -53,20 +61,21 @@ struct Geometry {
     }
 };
 
-// --- y = conv(x) + bias ----------------------------------------------------------------------------------------------
+// --- y = conv(x) + bias + plus ---------------------------------------------------------------------------------------
 // A block has two warpgroups, each with PATCHES patches of BN channels; it goes through tiles blockIdx.x, + gridDim.x, ...
-// as one long row of chunks. While the nine taps of a chunk are multiplied, the next chunk, be it of the next tile, is on
-// its way to the other of two buffers, through registers, an eighth at a time: read at one tap, kept at the next. Filters,
-// packed as (D / BN, C / chunk, tap, plane, BN, 16 bytes), come a tap at a time into a ring of four, two taps ahead.
-// The products of a tap are waited for after those of the next are under way.
-// bias_step: 0, D for one bias an image, or -1 for none.
+// as one long row of stages, nine taps for each chunk. Everything comes by asynchronous copies that nobody waits for until
+// it is needed: filters, packed as (D / BN, C / chunk, tap, plane, BN, 16 bytes), a tap at a time into a ring, AHEAD stages
+// before their own; the next chunk of x, be it of the next tile, into the other of two buffers, in PIECES at taps 1, 2, ...,
+// each in the group of that stage's filters, so that AHEAD stages later who copied it may settle it, and by the next tap 0
+// it is there for all. The products of a tap are waited for after those of the next are under way.
+// C: a multiple of EACH.  bias_step: 0, D for one bias an image, or -1 for none.  with_plus: whether plus is added.
 
 template <int PATCHES, int BN, class T>
-DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,
-                     float* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, int Q, int tiles,
-                     int bias_step) {
-    constexpr int EACH = Operand<T>::EACH, CHUNK = 8 * EACH, QUADS = CHUNK / 4, HELD = PATCHES * EACH / 4, RING = 4;
-    constexpr int FILTERS = 8 * BN * EACH, STEP = 256 / QUADS;
+DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __restrict__ filters,
+                     const float* __restrict__ bias, const stored* __restrict__ plus, stored* __restrict__ y, int N, int H,
+                     int W, int C, int D, int images, int R, int Q, int tiles, int bias_step, int with_plus) {
+    constexpr int EACH = Operand<T>::EACH, CHUNK = 8 * EACH, RING = 6, AHEAD = RING - 2, PIECES = 4, PER = 2 * PATCHES;
+    constexpr int FILTERS = 8 * BN * EACH;
     extern __shared__ __align__(128) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     int places = images * (R + 2) * (Q + 2), pitch = (places + 6) / 8 * 8 + 1;  // ≡ 1 mod 8: planes begin in other banks
@@ -102,39 +111,36 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
         coming_slot = (coming_slot + 1) % RING;
         if (++coming_stage == stages) coming_stage = 0, coming += gridDim.x;
     };
-    // An eighth of a chunk: four channels at a time of every STEP-th place.
-    int quad = thread % QUADS, first = thread / QUADS;
-    auto read = [&](Four<float> (&held)[HELD], int buffer, int chunk, int eighth) {
-        int c = chunk * CHUNK + 4 * quad;
+    // A thread's part of a piece of a chunk: one plane of every 32nd place.
+    int plane = thread % 8, first = thread / 8;
+    auto bring = [&](int buffer, int chunk, int parity, int piece) {
+        int c = chunk * CHUNK + plane * EACH;
+        T* to = rimmed + (parity * 8 + plane) * pitch * EACH;
 #pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            int place = first + (8 * j + eighth) * STEP, pixel = place < places && c < C ? source[buffer * places + place] : -1;
-            held[j] = pixel < 0 ? Four<float>{0, 0, 0, 0} : load4(x + (i64)pixel * C + c);
+        for (int j = 0; j < PER; j++) {
+            int place = first + (PIECES * j + piece) * 32;
+            if (place >= places) break;
+            int pixel = source[buffer * places + place];
+            bool there = pixel >= 0 && c < C;
+            async_copy16(to + place * EACH, x + (there ? (i64)pixel * C + c : 0), there);
         }
     };
-    auto keep = [&](const Four<float> (&held)[HELD], int parity, int eighth) {
-        T* to = rimmed + ((parity * 8 + 4 * quad / EACH) * pitch) * EACH + 4 * quad % EACH;
+    auto settle = [&](int parity, int piece) {
+        T* from = rimmed + (parity * 8 + plane) * pitch * EACH;
 #pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            int place = first + (8 * j + eighth) * STEP;
-            if (place < places) put(to + place * EACH, held[j]);
+        for (int j = 0; j < PER; j++) {
+            int place = first + (PIECES * j + piece) * 32;
+            if (place < places) settle16(from + place * EACH);
         }
     };
 
     find(blockIdx.x, 0);
-    fetch_filters();
-    fetch_filters();
     __syncthreads();
-#pragma unroll
-    for (int half = 0; half < 8; half += 4) {
-        Four<float> many[4][HELD];
-#pragma unroll
-        for (int i = 0; i < 4; i++) read(many[i], 0, 0, half + i);
-#pragma unroll
-        for (int i = 0; i < 4; i++) keep(many[i], 0, half + i);
-    }
+    for (int piece = 0; piece < PIECES; piece++) bring(0, 0, 0, piece);
+    for (int stage = 0; stage < AHEAD; stage++) fetch_filters();
+    async_wait<AHEAD - 1>();
+    for (int piece = 0; piece < PIECES; piece++) settle(0, piece);
     float sums[PATCHES][BN / 2] = {};
-    Four<float> held[HELD];
     int parity = 0, slot = 0, table = 0;
     for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {
         int next = tile + gridDim.x;
@@ -142,9 +148,11 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
         for (int chunk = 0; chunk < chunks; chunk++) {
             bool ends = chunk + 1 == chunks, more = !ends || next < total;
             for (int tap = 0; tap < 9; tap++) {
-                async_wait<1>();
+                async_wait<AHEAD - 1>();
+                if (more && tap > AHEAD) settle(1 - parity, tap - AHEAD - 1);
                 written_for_products();
                 __syncthreads();  // this stage is there for all, and the products of the last but one are done
+                if (more && tap > 0 && tap <= PIECES) bring(ends ? 1 - table : table, ends ? 0 : chunk + 1, 1 - parity, tap - 1);
                 fetch_filters();
                 const T* from = rimmed + (parity * 8 * pitch + tap / 3 * (Q + 2) + tap % 3) * EACH;
                 u64 b = matrix(ring + slot * FILTERS, BN * 16, 128);
@@ -157,8 +165,6 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
                         product(sums[m], a + 2 * k * pitch, b + 2 * k * BN, (chunk | tap | k) != 0, T());
                     }
                 products_commit();
-                if (more && tap > 0) keep(held, 1 - parity, tap - 1);
-                if (more && tap < 8) read(held, ends ? 1 - table : table, ends ? 0 : chunk + 1, tap);
                 products_wait<1>();
                 slot = (slot + 1) % RING;
             }
@@ -179,12 +185,19 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
                 for (int j = 0; j < BN / 8; j++) {
                     int d = tile % columns * BN + 8 * j + 2 * (lane % 4);
                     if (d < D) {
+                        i64 at = (i64)pixel * D + d;
                         Two<float> v = {sums[m][4 * j + 2 * half], sums[m][4 * j + 2 * half + 1]};
                         if (bias_step >= 0) {
                             Two<float> s = load2(shift + d);
                             v.x += s.x, v.y += s.y;
                         }
-                        store2(y + (i64)pixel * D + d, v);
+                        if (with_plus) {
+                            Two<stored> p = load2(plus + at);
+                            v.x += value(p.x), v.y += value(p.y);
+                        }
+                        Two<stored> out;
+                        set(out.x, v.x), set(out.y, v.y);
+                        store2(y + at, out);
                     }
                 }
             }
@@ -194,34 +207,37 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
 }
 
 #if WHOLE_TILES
-#define CONVOLVE(...) convolve<__VA_ARGS__>(x, filters, bias, y, N, H, W, C, D, images, R, Q, tiles, bias_step)
+#define CONVOLVE(...) convolve<__VA_ARGS__>(x, filters, bias, plus, y, N, H, W, C, D, images, R, Q, tiles, bias_step, with_plus)
 #else
 #define CONVOLVE(...) __trap()
 #endif
-#define KERNEL(name, PATCHES, BN, T)                                                                                   \
+#define KERNEL(name, PATCHES, BN, T, RAW)                                                                              \
     extern "C" __global__ void __launch_bounds__(256) name(                                                            \
-        const float* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                    \
-        float* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, int Q, int tiles, int bias_step) { \
+        const RAW* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                      \
+        const stored* __restrict__ plus, stored* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, \
+        int Q, int tiles, int bias_step, int with_plus) {                                                              \
         CONVOLVE(PATCHES, BN, T);                                                                                      \
     }
-KERNEL(bf16_256x128, 2, 128, bf16)
-KERNEL(bf16_128x128, 1, 128, bf16)
-KERNEL(bf16_256x64, 2, 64, bf16)
-KERNEL(bf16_128x64, 1, 64, bf16)
-KERNEL(tf32_256x128, 2, 128, u32)
-KERNEL(tf32_128x128, 1, 128, u32)
-KERNEL(tf32_256x64, 2, 64, u32)
-KERNEL(tf32_128x64, 1, 64, u32)
+KERNEL(bf16_256x128, 2, 128, bf16, bf16)
+KERNEL(bf16_128x128, 1, 128, bf16, bf16)
+KERNEL(bf16_256x64, 2, 64, bf16, bf16)
+KERNEL(bf16_128x64, 1, 64, bf16, bf16)
+#if !STORES_BF16  // and what has no y
+
+KERNEL(tf32_256x128, 2, 128, u32, float)
+KERNEL(tf32_128x128, 1, 128, u32, float)
+KERNEL(tf32_256x64, 2, 64, u32, float)
+KERNEL(tf32_128x64, 1, 64, u32, float)
 
 // --- dW[tap] = Σ_p x[p + tap]ᵀ dy[p] ---------------------------------------------------------------------------------
-// A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of 256 pixels, in three
+// A block makes all nine taps of 64 channels of x and 64 of dy, of bf16, over its part of the tiles of 256 pixels, in three
 // warpgroups, one for each row of taps. K are pixels, two rows of a patch at a time. While the products of a tile are made
-// in eight stages, the next tile is on its way to the other of two buffers, a seventh at a time: read at one stage, kept at
-// the next. Parts: [part][9 C + 1][D], dW's and below it db's, added up in order by conv_tensor's sum_parts.
+// in eight stages, the next tile is on its way to the other of two buffers. Parts: [part][9 C + 1][D], dW's and below it
+// db's, added up in order by conv_tensor's sum_parts.  C, D: multiples of 8.
 
-DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
-                            int H, int W, int C, int D, int images, int R, int Q, int tiles) {
-    constexpr int THREADS = 384, PIXELS = 256, DY_PITCH = PIXELS + 1, STEP = THREADS / 16, HELD = 4, PIECES = 7;
+DEVICE void filter_gradient(const bf16* __restrict__ x, const bf16* __restrict__ dy, float* __restrict__ parts, int N, int H,
+                            int W, int C, int D, int images, int R, int Q, int tiles) {
+    constexpr int THREADS = 384, PIXELS = 256, DY_PITCH = PIXELS + 1, STEP = THREADS / 8, PIECES = 4, PER = 4;
     extern __shared__ __align__(128) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, up = warp / 4, c0 = blockIdx.x * 64, d0 = blockIdx.y * 64;
     int places = images * (R + 2) * (Q + 2), pitch = (places + 6) / 8 * 8 + 1, rows = places + PIXELS;
@@ -243,25 +259,30 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
             source[buffer * rows + row] = p < 0 ? g.at_place(row) : g.at(p / (R * Q), p / Q % R, p % Q);
         }
     };
-    int quad = thread % 16, first = thread / 16;
-    auto read = [&](Four<float> (&held)[HELD], int buffer, int piece) {
+    // A thread's part of a piece: one plane of every 48th row.
+    int plane = thread % 8, first = thread / 8;
+    auto place = [&](int row) {
+        return row < places ? plane * pitch + row : 8 * pitch + plane * DY_PITCH + row - places;
+    };
+    auto bring = [&](int buffer, int piece) {
 #pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            int row = first + (PIECES * j + piece) * STEP, pixel = row < rows ? source[buffer * rows + row] : -1;
+        for (int j = 0; j < PER; j++) {
+            int row = first + (PIECES * j + piece) * STEP;
+            if (row >= rows) break;
             bool of_x = row < places;
-            int channels = of_x ? C : D, at = (of_x ? c0 : d0) + 4 * quad;
-            held[j] = pixel < 0 || at >= channels ? Four<float>{0, 0, 0, 0} : load4((of_x ? x : dy) + (i64)pixel * channels + at);
+            int pixel = source[buffer * rows + row], channels = of_x ? C : D, at = (of_x ? c0 : d0) + 8 * plane;
+            bool there = pixel >= 0 && at < channels;
+            const bf16* from = (of_x ? x : dy) + (there ? (i64)pixel * channels + at : 0);
+            async_copy16(both + buffer * size + place(row) * 8, from, there);
         }
     };
-    Four<float> column = {};  // what this thread keeps of dy, added up
-    auto keep = [&](const Four<float> (&held)[HELD], int buffer, int piece) {
+    float column[8] = {};  // what this thread brought of dy, added up
+    auto add_columns = [&](int buffer) {
 #pragma unroll
-        for (int j = 0; j < HELD; j++) {
-            int row = first + (PIECES * j + piece) * STEP;
-            bool of_x = row < places;
-            int place = quad / 2 * (of_x ? pitch : DY_PITCH) + (of_x ? row : 8 * pitch + row - places);
-            if (row < rows) put(both + buffer * size + place * 8 + quad % 2 * 4, held[j]);
-            if (!of_x) add(column, held[j]);  // zeros behind the last row
+        for (int j = 0; j < PER * PIECES; j++) {
+            int row = first + j * STEP;
+            if (row < places || row >= rows) continue;
+            add16(column, both + buffer * size + place(row) * 8);
         }
     };
 
@@ -270,20 +291,15 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
     find(begin, 0);
     __syncthreads();
-#pragma unroll
-    for (int some = 0; some < PIECES; some += 4) {
-        Four<float> many[4][HELD];
-#pragma unroll
-        for (int i = some; i < PIECES && i < some + 4; i++) read(many[i - some], 0, i);
-#pragma unroll
-        for (int i = some; i < PIECES && i < some + 4; i++) keep(many[i - some], 0, i);
-    }
+    for (int piece = 0; piece < PIECES; piece++) bring(0, piece);
+    async_commit();
     float sums[3][32] = {};
-    Four<float> held[HELD];
     for (int index = begin; index < end; index++) {
         int now = (index - begin) % 2, next = 1 - now;
         bool more = index + 1 < end;
         if (more) find(index + 1, next);
+        async_wait<0>();
+        if (c0 == 0) add_columns(now);
         written_for_products();
         __syncthreads();  // this tile is there for all
         const bf16 *xs = both + now * size, *dys = xs + 64 * pitch;
@@ -298,11 +314,11 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
                 for (int j = 0; j < 3; j++)
                     product_turned(sums[j], a + 2 * k * (Q + 2) + j, b + 2 * k * Q, index > begin || stage + k > 0);
             products_commit();
-            if (more && stage > 0) keep(held, next, stage - 1);
-            if (more && stage < PIECES) read(held, next, stage);
             products_wait<1>();
             if (stage == 0) __syncthreads();  // the products of the tile before are done: its buffer is free
+            if (more && stage < PIECES) bring(next, stage);
         }
+        async_commit();
     }
     products_wait<0>();
 
@@ -323,18 +339,19 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
 
     if (c0 > 0) return;
     __syncthreads();  // nobody reads the tiles any more
-    Four<float>* columns = reinterpret_cast<Four<float>*>(memory);  // [threads / 16][16]
-    columns[thread] = column;
+    float* columns = reinterpret_cast<float*>(memory);  // [threads / 8][plane][8]
+#pragma unroll
+    for (int i = 0; i < 8; i++) columns[8 * thread + i] = column[i];
     __syncthreads();
-    int d = d0 + 4 * thread;
-    if (thread < 16 && d < D) {
-        for (int i = 1; i < THREADS / 16; i++) add(column, columns[16 * i + thread]);
-        store4(mine + (i64)9 * C * D + d, column);
+    if (thread < 64 && d0 + thread < D) {
+        float sum = 0;
+        for (int i = 0; i < STEP; i++) sum += columns[64 * i + thread];
+        mine[(i64)9 * C * D + d0 + thread] = sum;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(384) bf16_gradient(
-    const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N, int H, int W, int C, int D,
+    const bf16* __restrict__ x, const bf16* __restrict__ dy, float* __restrict__ parts, int N, int H, int W, int C, int D,
     int images, int R, int Q, int tiles) {
 #if WHOLE_TILES
     filter_gradient(x, dy, parts, N, H, W, C, D, images, R, Q, tiles);
@@ -376,3 +393,4 @@ extern "C" __global__ void __launch_bounds__(256) pack_tf32_filters(
     pack(W, out, C, D, wide, turned, ToTf32());
     if (also_wide) pack(W, also, D, C, also_wide, 1 - turned, ToTf32());
 }
+#endif

@@ -1,5 +1,6 @@
 // 3x3 convolution of stride 1 on tensor cores, without columns: a tile of pixels with its rim lies in shared memory, and
-// serves all nine taps. NHWC float32 in and out, sums in float32; operands are rounded on their way into shared memory.
+// serves all nine taps. NHWC, sums in float32; x of bf16, or of float that is rounded to tf32 once it lies in shared memory;
+// y is `stored`.
 //
 //   T         an operand: bf16, or u32 for the bits of a tf32
 //   tile      `images` whole images, or R x Q pixels of one; its rim makes that (R+2) x (Q+2) places an image
@@ -8,21 +9,36 @@
 // Rows in shared memory are 16 bytes, or for fragments read by single words 32, longer than a multiple of 128: the eight
 // rows of an ldmatrix, and the 32 words of a fragment, never meet in a bank.
 
-template <class T> struct Operand;
+template <class T> struct Operand;  // as x holds it; numbers in 16 bytes; of K in one mma; more in a row of filters
 template <> struct Operand<bf16> {
-    enum { EACH = 8, DEPTH = 16, LONGER = 8 };  // numbers in 16 bytes; of K in one mma; more in a row of filters
+    typedef bf16 Raw;
+    enum { EACH = 8, DEPTH = 16, LONGER = 8 };
 };
 template <> struct Operand<u32> {
+    typedef float Raw;
     enum { EACH = 4, DEPTH = 8, LONGER = 8 };
 };
 
-// 16 bytes of operands from EACH floats.
-DEVICE void put(bf16* to, const Four<float>& a, const Four<float>& b) {
-    store4(reinterpret_cast<u32*>(to),
-           Four<u32>{pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)});
+// 16 bytes of x in shared memory become operands.
+DEVICE void settle16(bf16*) {}
+DEVICE void settle16(u32* p) {
+    Four<float> v = load4(reinterpret_cast<float*>(p));
+    store4(p, Four<u32>{to_tf32(v.x), to_tf32(v.y), to_tf32(v.z), to_tf32(v.w)});
 }
-DEVICE void put(u32* to, const Four<float>& a, const Four<float>&) {
-    store4(to, Four<u32>{to_tf32(a.x), to_tf32(a.y), to_tf32(a.z), to_tf32(a.w)});
+
+// The numbers of 16 bytes as they came, added to sums.
+DEVICE void add16(float (&sums)[4], const u32* p) {
+    Four<float> v = load4(reinterpret_cast<const float*>(p));
+    sums[0] += v.x, sums[1] += v.y, sums[2] += v.z, sums[3] += v.w;
+}
+DEVICE void add16(float (&sums)[8], const bf16* p) {
+    Four<u32> v = load4(reinterpret_cast<const u32*>(p));
+    u32 pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        sums[2 * i] += from_bf16((bf16)pairs[i]);
+        sums[2 * i + 1] += from_bf16((bf16)(pairs[i] >> 16));
+    }
 }
 
 // Tiles of an image batch, and where tile `index` lies.
@@ -54,18 +70,20 @@ struct Geometry {
 DEVICE void add(Four<float>& a, const Four<float>& b) { a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w; }
 
 template <class T> struct alignas(2 * sizeof(T)) Two { T x, y; };
-template <class T> DEVICE void store2(T* p, const Two<T>& v) { *reinterpret_cast<Two<T>*>(p) = v; }
 
-// Four channels from p, of which `left` are there, zeros behind them; fours: whether p is aligned to 16 bytes.
-DEVICE Four<float> some(const float* p, int left, bool fours) {
-    if (fours && left >= 4) return load4(p);
-    return Four<float>{left > 0 ? p[0] : 0, left > 1 ? p[1] : 0, left > 2 ? p[2] : 0, left > 3 ? p[3] : 0};
+// Two numbers of p, and to p, of which `left` have a place; twos: whether p is aligned to two.
+template <class T> DEVICE Two<float> some(const T* p, int left, bool twos) {
+    Two<T> v = twos ? *reinterpret_cast<const Two<T>*>(p) : Two<T>{p[0], left > 1 ? p[1] : T(0)};
+    return {value(v.x), value(v.y)};
 }
-// Two numbers to p, of which `left` have a place; twos: whether p is aligned to 8 bytes.
-DEVICE void store_some(float* p, float a, float b, int left, bool twos) {
-    if (twos && left >= 2) return store2(p, Two<float>{a, b});
-    if (left > 0) p[0] = a;
-    if (left > 1) p[1] = b;
+template <class T> DEVICE void store_some(T* p, float a, float b, int left, bool twos) {
+    Two<T> v;
+    set(v.x, a), set(v.y, b);
+    if (twos) *reinterpret_cast<Two<T>*>(p) = v;
+    else {
+        p[0] = v.x;
+        if (left > 1) p[1] = v.y;
+    }
 }
 
 DEVICE void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bf16) { mma_bf16(d, a, b); }
@@ -99,18 +117,19 @@ DEVICE void load_transposed(u32 (&a)[4], const u32* from, const int (&mine)[2], 
     a[0] = from[mine[0]], a[1] = from[mine[0] + 8], a[2] = from[mine[1]], a[3] = from[mine[1] + 8];
 }
 
-// --- y = conv(x) + bias ----------------------------------------------------------------------------------------------
-// A block makes BM pixels of BN channels in warps of (BM / WM) x (BN / WN). Channels of x come in chunks of 64 bytes:
-// while the nine taps of a chunk are multiplied, a ninth at a time of the next chunk is on its way to the other of two
-// tiles, through registers. Filters, already rounded and filled up with zeros to whole chunks and 16 bytes, (9, C, D), come
-// a tap at a time, three taps ahead.
-// bias_step: 0, D for one bias an image, or -1 for none.
+// --- y = conv(x) + bias + plus ---------------------------------------------------------------------------------------
+// A block makes BM pixels of BN channels in warps of (BM / WM) x (BN / WN). Channels of x come in chunks of 64 bytes, by
+// asynchronous copies: the next chunk, in PIECES at the first taps of this one, to the other of two tiles; and filters,
+// already rounded and filled up with zeros to whole chunks and 16 bytes, (9, C, D), a tap at a time, AHEAD taps before their
+// own. AHEAD taps after it brought a piece, a thread settles it.
+// C: a multiple of EACH.  bias_step: 0, D for one bias an image, or -1 for none.  with_plus: whether plus is added.
 
 template <int BM, int BN, int WM, int WN, class T>
-DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,
-                     float* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, int Q, int bias_step) {
+DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __restrict__ filters,
+                     const float* __restrict__ bias, const stored* __restrict__ plus, stored* __restrict__ y, int N, int H,
+                     int W, int C, int D, int images, int R, int Q, int bias_step, int with_plus) {
     constexpr int THREADS = WM * WN * 32, TM = BM / WM, TN = BN / WN, MI = TM / 16, NJ = TN / 8;
-    constexpr int EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH;
+    constexpr int EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH, PIECES = 6, PER = 2;
     constexpr int CHUNK = 64 / sizeof(T), PITCH = CHUNK + 16 / sizeof(T), ROW = BN + Operand<T>::LONGER, AHEAD = 3;
     extern __shared__ __align__(16) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, m0 = warp % WM * TM, n0 = warp / WM * TN;
@@ -126,9 +145,9 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
     for (int i = 0; i < MI; i++) first[i] = tile.place(m0 + 16 * i + lane % 16) * PITCH;
     float sums[MI][NJ][4] = {};
 
-    int chunks = (C + CHUNK - 1) / CHUNK, stages = 9 * chunks, items = places * 4;
+    int chunks = (C + CHUNK - 1) / CHUNK, stages = 9 * chunks;
     int wide_c = chunks * CHUNK, wide_d = (D + EACH - 1) / EACH * EACH;
-    bool fours = C % 4 == 0, twos = D % 2 == 0;
+    bool twos = D % 2 == 0;
     auto fetch_filters = [&](int stage) {
         if (stage < stages) {
             const T* from = filters + ((i64)(stage % 9) * wide_c + stage / 9 * CHUNK) * wide_d + d0;
@@ -136,41 +155,47 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
             constexpr int ACROSS = BN / EACH;
             for (int i = thread; i < CHUNK * ACROSS; i += THREADS) {
                 int k = i / ACROSS, d = i % ACROSS * EACH;
-                async_copy16(to + k * ROW + d, from + (i64)k * wide_d + d, d0 + d < D);
+                bool there = d0 + d < D;
+                async_copy16(to + k * ROW + d, there ? from + (i64)k * wide_d + d : filters, there);
             }
         }
         async_commit();
     };
-    // One ninth of a chunk: 16 bytes of operands a thread.
-    Four<float> held[2];
-    auto read_ninth = [&](int chunk, int ninth) {
-        int item = ninth * THREADS + thread, pixel = item < items ? source[item / 4] : -1;
-        held[0] = held[1] = Four<float>{0, 0, 0, 0};
-        if (pixel >= 0) {
-            int c = chunk * CHUNK + item % 4 * EACH;
-            const float* from = x + (i64)pixel * C + c;
-            held[0] = some(from, C - c, fours);
-            if (EACH == 8) held[1] = some(from + 4, C - c - 4, fours);
+    // A thread's part of a piece of a chunk: a quarter of every so many places.
+    int quarter = thread % 4 * EACH;
+    auto bring = [&](int chunk, int piece) {
+        int c = chunk * CHUNK + quarter;
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            int place = ((PIECES * j + piece) * THREADS + thread) / 4;
+            if (place >= places) break;
+            bool there = source[place] >= 0 && c < C;
+            const auto* from = x + (there ? (i64)source[place] * C + c : 0);
+            async_copy16(rimmed + (chunk % 2 * places + place) * PITCH + quarter, from, there);
         }
     };
-    auto keep_ninth = [&](int chunk, int ninth) {
-        int item = ninth * THREADS + thread;
-        if (item < items) put(rimmed + (chunk % 2 * places + item / 4) * PITCH + item % 4 * EACH, held[0], held[1]);
+    auto settle = [&](int chunk, int piece) {
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+            int place = ((PIECES * j + piece) * THREADS + thread) / 4;
+            if (place < places) settle16(rimmed + (chunk % 2 * places + place) * PITCH + quarter);
+        }
     };
 
-    for (int stage = 0; stage < AHEAD; stage++) fetch_filters(stage);
     __syncthreads();
-    for (int ninth = 0; ninth < 9; ninth++) {
-        read_ninth(0, ninth);
-        keep_ninth(0, ninth);
-    }
+    for (int piece = 0; piece < PIECES; piece++) bring(0, piece);
+    for (int stage = 0; stage < AHEAD; stage++) fetch_filters(stage);
+    async_wait<AHEAD - 1>();
+    for (int piece = 0; piece < PIECES; piece++) settle(0, piece);
     for (int chunk = 0; chunk < chunks; chunk++) {
         for (int tap = 0; tap < 9; tap++) {
             int stage = 9 * chunk + tap;
+            bool more = chunk + 1 < chunks;
             async_wait<AHEAD - 1>();
+            if (more && tap >= AHEAD) settle(chunk + 1, tap - AHEAD);
             __syncthreads();  // this stage is there for all, and nobody reads the one before it any more
+            if (more && tap < PIECES) bring(chunk + 1, tap);
             fetch_filters(stage + AHEAD);
-            if (chunk + 1 < chunks) read_ninth(chunk + 1, tap);
             const T* from = rimmed + chunk % 2 * places * PITCH + ((tap / 3 - 1) * (Q + 2) + tap % 3 - 1) * PITCH;
             const T* with = ring + stage % (AHEAD + 1) * CHUNK * ROW;
 #pragma unroll
@@ -184,7 +209,6 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
 #pragma unroll
                     for (int j = 0; j < NJ; j++) multiply(sums[i][j], a[i], b[j], T());
             }
-            if (chunk + 1 < chunks) keep_ninth(chunk + 1, tap);
         }
     }
     async_wait<0>();
@@ -200,45 +224,55 @@ DEVICE void convolve(const float* __restrict__ x, const T* __restrict__ filters,
             for (int j = 0; j < NJ; j++) {
                 int d = d0 + n0 + 8 * j + 2 * (lane % 4);
                 if (d < D) {
+                    i64 at = (i64)pixel * D + d;
                     float left = sums[i][j][2 * half], right = sums[i][j][2 * half + 1];
                     if (bias_step >= 0) left += shift[d], right += shift[min(d + 1, D - 1)];
-                    store_some(y + (i64)pixel * D + d, left, right, D - d, twos);
+                    if (with_plus) {
+                        Two<float> p = some(plus + at, D - d, twos);
+                        left += p.x, right += p.y;
+                    }
+                    store_some(y + at, left, right, D - d, twos);
                 }
             }
         }
 }
 
-#define CONVOLVE(name, BM, BN, WM, WN, T)                                                                              \
+#define CONVOLVE(name, BM, BN, WM, WN, T, RAW)                                                                         \
     extern "C" __global__ void __launch_bounds__(WM * WN * 32) name(                                                   \
-        const float* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                    \
-        float* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, int Q, int tiles, int bias_step) { \
-        convolve<BM, BN, WM, WN, T>(x, filters, bias, y, N, H, W, C, D, images, R, Q, bias_step);                      \
+        const RAW* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                      \
+        const stored* __restrict__ plus, stored* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, \
+        int Q, int tiles, int bias_step, int with_plus) {                                                              \
+        convolve<BM, BN, WM, WN, T>(x, filters, bias, plus, y, N, H, W, C, D, images, R, Q, bias_step, with_plus);     \
     }
-CONVOLVE(bf16_256x128, 256, 128, 4, 2, bf16)
-CONVOLVE(bf16_128x128, 128, 128, 2, 2, bf16)
-CONVOLVE(bf16_128x64, 128, 64, 4, 1, bf16)
-CONVOLVE(bf16_64x64, 64, 64, 2, 2, bf16)
-CONVOLVE(bf16_64x32, 64, 32, 2, 2, bf16)
-CONVOLVE(tf32_256x128, 256, 128, 4, 2, u32)
-CONVOLVE(tf32_128x128, 128, 128, 2, 2, u32)
-CONVOLVE(tf32_128x64, 128, 64, 4, 1, u32)
-CONVOLVE(tf32_64x64, 64, 64, 2, 2, u32)
-CONVOLVE(tf32_64x32, 64, 32, 2, 2, u32)
+CONVOLVE(bf16_256x128, 256, 128, 4, 2, bf16, bf16)
+CONVOLVE(bf16_128x128, 128, 128, 2, 2, bf16, bf16)
+CONVOLVE(bf16_128x64, 128, 64, 4, 1, bf16, bf16)
+CONVOLVE(bf16_64x64, 64, 64, 2, 2, bf16, bf16)
+CONVOLVE(bf16_64x32, 64, 32, 2, 2, bf16, bf16)
+#if !STORES_BF16  // and what has no y
+
+CONVOLVE(tf32_256x128, 256, 128, 4, 2, u32, float)
+CONVOLVE(tf32_128x128, 128, 128, 2, 2, u32, float)
+CONVOLVE(tf32_128x64, 128, 64, 4, 1, u32, float)
+CONVOLVE(tf32_64x64, 64, 64, 2, 2, u32, float)
+CONVOLVE(tf32_64x32, 64, 32, 2, 2, u32, float)
 
 // --- dW[tap] = Σ_p x[p + tap]ᵀ dy[p] ---------------------------------------------------------------------------------
 // A block makes all nine taps of 64 channels of x and 64 of dy over its part of the tiles of PIXELS pixels, in twelve
-// warps: three rows of taps x (2 x 2) quarters. While a tile is multiplied, the next is on its way, a piece at each step.
-// Parts: [part][9 C + 1][D], dW's and below it db's, added up in order by `sum_parts`.
+// warps: three rows of taps x (2 x 2) quarters. While a tile is multiplied, the next is on its way to the other of two
+// buffers, a piece or two at each step; who brought it settles it. Parts: [part][9 C + 1][D], dW's and below it db's, added
+// up in order by `sum_parts`.  x and dy have rows of C and D filled up to multiples of EACH.
 
 template <int PIXELS, class T>
-DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N,
-                            int H, int W, int C, int D, int images, int R, int Q, int tiles) {
+DEVICE void filter_gradient(const typename Operand<T>::Raw* __restrict__ x, const typename Operand<T>::Raw* __restrict__ dy,
+                            float* __restrict__ parts, int N, int H, int W, int C, int D, int images, int R, int Q, int tiles) {
     constexpr int THREADS = 384, EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH, STEPS = PIXELS / DEPTH, WIDE = 64;
     constexpr int ROW = WIDE + Operand<T>::LONGER, ITEMS = WIDE / EACH, PIECES = 2;
     extern __shared__ __align__(16) unsigned char memory[];
     int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
     int up = warp / 4, c1 = warp % 2 * 32, d1 = warp / 2 % 2 * 32, c0 = blockIdx.x * WIDE, d0 = blockIdx.y * WIDE;
     int places = images * (R + 2) * (Q + 2), rows = places + PIXELS;
+    int wide_c = (C + EACH - 1) / EACH * EACH, wide_d = (D + EACH - 1) / EACH * EACH;
     T* both = reinterpret_cast<T*>(memory);                               // [2][places + PIXELS][ROW]: x, then dy
     int* source = reinterpret_cast<int*>(both + 2 * rows * ROW);          // [2][places + PIXELS]: pixels, or -1
     int* place = source + 2 * rows;                                       // [PIXELS]: times ROW
@@ -249,48 +283,45 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
         for (int row = thread; row < rows; row += THREADS)
             source[buffer * rows + row] = row < places ? tile.at_place(row) : tile.at_pixel(row - places);
     };
-    bool fours = C % 4 == 0 && D % 4 == 0;
-    Four<float> held[PIECES][2], column[2] = {};  // column: what this thread keeps of dy, added up
-    auto read = [&](int buffer, int piece, Four<float> (&into)[2]) {
-        int item = piece * THREADS + thread, row = item / ITEMS, at = item % ITEMS * EACH;
-        into[0] = into[1] = Four<float>{0, 0, 0, 0};
-        int pixel = row < rows ? source[buffer * rows + row] : -1;
+    int at = thread % ITEMS * EACH, pieces = (rows * ITEMS + THREADS - 1) / THREADS;
+    auto bring = [&](int buffer, int piece) {
+        int row = (piece * THREADS + thread) / ITEMS;
+        if (row >= rows) return;
         bool of_x = row < places;
-        if (pixel >= 0 && at < (of_x ? C - c0 : D - d0)) {
-            const float* from = of_x ? x + (i64)pixel * C + c0 + at : dy + (i64)pixel * D + d0 + at;
-            int left = of_x ? C - c0 - at : D - d0 - at;
-            into[0] = some(from, left, fours);
-            if (EACH == 8) into[1] = some(from + 4, left - 4, fours);
-        }
+        int pixel = source[buffer * rows + row], c = (of_x ? c0 : d0) + at, channels = of_x ? wide_c : wide_d;
+        bool there = pixel >= 0 && c < channels;
+        async_copy16(both + (buffer * rows + row) * ROW + at, (of_x ? x : dy) + (there ? (i64)pixel * channels + c : 0), there);
     };
-    auto keep = [&](int buffer, int piece, const Four<float> (&from)[2]) {
-        int item = piece * THREADS + thread, row = item / ITEMS;
-        if (row < rows) put(both + (buffer * rows + row) * ROW + item % ITEMS * EACH, from[0], from[1]);
-        if (row >= places) add(column[0], from[0]), add(column[1], from[1]);  // zeros behind the last row
+    float column[EACH] = {};  // what this thread brought of dy, added up
+    auto settle = [&](int buffer) {
+        for (int piece = 0; piece < pieces; piece++) {
+            int row = (piece * THREADS + thread) / ITEMS;
+            T* mine = both + (buffer * rows + row) * ROW + at;
+            if (row >= places && row < rows && c0 == 0) add16(column, mine);
+            if (row < rows) settle16(mine);
+        }
     };
 
     int part = blockIdx.z, count = gridDim.z;
     float* mine = parts + (i64)part * (9 * C + 1) * D;
     int begin = (int)((i64)tiles * part / count), end = (int)((i64)tiles * (part + 1) / count);
-    int pieces = (rows * ITEMS + THREADS - 1) / THREADS;
     float sums[3][2][4][4] = {};
     find(begin, 0);
     __syncthreads();
-    for (int piece = 0; piece < pieces; piece++) {
-        read(0, piece, held[0]);
-        keep(0, piece, held[0]);
-    }
+    for (int piece = 0; piece < pieces; piece++) bring(0, piece);
+    async_commit();
     for (int index = begin; index < end; index++) {
         int now = (index - begin) % 2, next = 1 - now;
         bool more = index + 1 < end;
         if (more) find(index + 1, next);
+        async_wait<0>();
+        settle(now);
         __syncthreads();  // this tile is there for all, and nobody reads the one before it any more
         const T *xs = both + now * rows * ROW, *dys = xs + places * ROW;
         for (int step = 0; step < STEPS; step++) {
             if (more)
 #pragma unroll
-                for (int j = 0; j < PIECES; j++)
-                    if (PIECES * step + j < pieces) read(next, PIECES * step + j, held[j]);
+                for (int j = 0; j < PIECES; j++) bring(next, PIECES * step + j);
             u32 b[4][2];
             load_columns<4>(b, dys, step * DEPTH, d1, ROW, lane);
             int mine[2];
@@ -306,11 +337,8 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
                     for (int l = 0; l < 4; l++) multiply(sums[j][i][l], a, b[l], T());
                 }
             }
-            if (more)
-#pragma unroll
-                for (int j = 0; j < PIECES; j++)
-                    if (PIECES * step + j < pieces) keep(next, PIECES * step + j, held[j]);
         }
+        async_commit();
     }
 
 #pragma unroll
@@ -330,27 +358,25 @@ DEVICE void filter_gradient(const float* __restrict__ x, const float* __restrict
 
     if (c0 > 0) return;
     __syncthreads();  // nobody reads the tiles any more
-    Four<float>* columns = reinterpret_cast<Four<float>*>(memory);  // [threads / ITEMS][WIDE / 4]
-    for (int i = 0; i < EACH / 4; i++) columns[thread * (EACH / 4) + i] = column[i];
+    float* columns = reinterpret_cast<float*>(memory);  // [threads / ITEMS][WIDE]
+#pragma unroll
+    for (int i = 0; i < EACH; i++) columns[thread * EACH + i] = column[i];
     __syncthreads();
-    if (thread < WIDE / 4) {
-        Four<float> sum = columns[thread];
-        for (int i = 1; i < THREADS / ITEMS; i++) add(sum, columns[i * (WIDE / 4) + thread]);
-        int left = D - d0 - 4 * thread;
-        float* to = mine + (i64)9 * C * D + d0 + 4 * thread;
-        store_some(to, sum.x, sum.y, left, D % 2 == 0);
-        store_some(to + 2, sum.z, sum.w, left - 2, D % 2 == 0);
+    if (thread < WIDE && d0 + thread < D) {
+        float sum = 0;
+        for (int i = 0; i < THREADS / ITEMS; i++) sum += columns[i * WIDE + thread];
+        mine[(i64)9 * C * D + d0 + thread] = sum;
     }
 }
 
-#define FILTER_GRADIENT(name, PIXELS, T)                                                                               \
+#define FILTER_GRADIENT(name, PIXELS, T, RAW)                                                                          \
     extern "C" __global__ void __launch_bounds__(384) name(                                                            \
-        const float* __restrict__ x, const float* __restrict__ dy, float* __restrict__ parts, int N, int H, int W,     \
-        int C, int D, int images, int R, int Q, int tiles) {                                                           \
+        const RAW* __restrict__ x, const RAW* __restrict__ dy, float* __restrict__ parts, int N, int H, int W, int C,  \
+        int D, int images, int R, int Q, int tiles) {                                                                  \
         filter_gradient<PIXELS, T>(x, dy, parts, N, H, W, C, D, images, R, Q, tiles);                                  \
     }
-FILTER_GRADIENT(bf16_gradient, 128, bf16)
-FILTER_GRADIENT(tf32_gradient, 64, u32)
+FILTER_GRADIENT(bf16_gradient, 128, bf16, bf16)
+FILTER_GRADIENT(tf32_gradient, 64, u32, float)
 
 // sums[i] = Σ parts[part][i] of `size` numbers, four at a time where that is even: every eighth part by a warp, then the
 // eight sums in order. A block makes 32 (or 32 times four) of them.
@@ -405,3 +431,4 @@ extern "C" __global__ void __launch_bounds__(256) pack_tf32_filters(
     pack(W, out, C, D, turned, ToTf32());
     if (also_wide) pack(W, also, D, C, 1 - turned, ToTf32());
 }
+#endif

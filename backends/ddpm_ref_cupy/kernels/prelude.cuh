@@ -2,7 +2,7 @@
 // no plain C++ spelling is written here twice, as PTX and as a call of tests/cuda_host/shim.h, and nowhere else.
 //
 //   real            float or double, by -DREAL          bf16         its 16 bits
-//   stored          what arrays of images hold: real, or bf16 by -DSTORED=bf16; value(x) reads one, set(x, v) writes it
+//   stored          what arrays of images hold: real, or bf16 by -DSTORED=bf16 (STORES_BF16); value(x) reads, set(x, v) writes
 //   DEVICE          in front of functions               TENSOR_CORES 0 where the card is older than sm_80
 //   Four<T>         four neighbours, one load           *_rn         one operation, rounded on its own, never fused
 //   warp_*, block_* reductions of one fixed order       mma_*, ldmatrix_*, async_*: tensor cores and what feeds them
@@ -12,8 +12,11 @@
 #ifndef REAL
 #define REAL float
 #endif
-#ifndef STORED
+#ifdef STORED
+#define STORES_BF16 1
+#else
 #define STORED REAL
+#define STORES_BF16 0
 #endif
 typedef REAL real;
 typedef unsigned short bf16;
