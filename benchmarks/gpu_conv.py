@@ -2,10 +2,11 @@
 
     own       the kernels of conv_hopper.cu and conv_tensor.cu, filters packed and parts added up
     windows   products over gathered windows by cuBLAS, which all else takes
-    cudnn     PyTorch's, channels_last, cudnn.benchmark; in bf16 it is given bf16 arrays, ours are float32 ones
+    cudnn     PyTorch's, channels_last, cudnn.benchmark
 
-Milliseconds are medians by events of calls on inputs that rotate, queued behind other work so that no launch is waited
-for. error: from PyTorch's float64, by norm. JSON goes to $OUT/conv.json.
+Images are float32, in bf16 bfloat16 on both sides. Milliseconds are medians by events of calls on inputs that rotate,
+queued behind other work so that no launch is waited for. error: from PyTorch's float64, by norm. JSON goes to
+$OUT/conv.json.
 """
 
 import argparse
@@ -50,10 +51,25 @@ def inputs(run: Any, n: int, size: int, c: int, d: int) -> list[Inputs]:
         return random.standard_normal(shape, dtype=np.float32)
 
     shapes = (n, size, size, c), (3, 3, c, d), (d,), (n, size, size, d)
-    return [Inputs(*(normal(*shape) for shape in shapes)) for _ in range(count)]
+    made = [Inputs(*(normal(*shape) for shape in shapes)) for _ in range(count)]
+    return [i._replace(x=of_a_network(run, i.x), dy=of_a_network(run, i.dy)) for i in made]
+
+
+def of_a_network(run: Any, x: Any) -> Any:
+    """float32 images as a network holds them."""
+    from ddpm_ref_cupy.dense import rounded
+
+    return rounded(run, x) if stored(run, x.shape[3]) == "uint16" else x
 
 
 # --- the contenders: {pass: function of one Inputs} ------------------------------------------------------------------
+
+
+def stored(run: Any, channels: int) -> Any:
+    """What images of so many channels hold within a network."""
+    import numpy as np
+
+    return np.dtype(np.uint16 if run.precision == "bf16" and channels % 8 == 0 else np.float32)
 
 
 def own(run: Any) -> dict[str, Callable[[Inputs], Any]]:
@@ -64,12 +80,13 @@ def own(run: Any) -> dict[str, Callable[[Inputs], Any]]:
         d = W.shape[2 if turned else 3]
         cut = conv._blocks(run, x.shape, d)
         assert cut, f"no kernel for {x.shape}"
-        return conv._convolve_tiles(run, x, conv._packed(run, W, cut, turned)[0], b, d, cut)
+        filters = conv._packed(run, W, cut, turned)[0]
+        return conv._convolve_tiles(run, conv._operands(run, x), filters, b, None, d, stored(run, d), cut)
 
     def gradient(i: Inputs) -> Any:
         cut = conv._gradient_blocks(run, i.x.shape, i.dy.shape[3])
         assert cut, f"no kernel for {i.x.shape}"
-        return conv._gradient_of_tiles(run, i.x, i.dy, cut)[0]
+        return conv._gradient_of_tiles(run, *(conv._operands(run, a) for a in (i.x, i.dy)), i.W.shape[2:], cut)[0]
 
     return {
         "y": lambda i: convolve(i.x, i.W, i.b, False),
@@ -85,21 +102,21 @@ def windows(run: Any) -> dict[str, Callable[[Inputs], Any]]:
     from ddpm_ref_cupy.dense import add_bias, spread
 
     def forward(i: Inputs) -> Any:
-        y = run.empty(i.dy.shape, np.float32)
-        conv._convolve(run, i.x, i.W, y, 1, 1, 1, 1)
+        y = run.empty(i.dy.shape, stored(run, i.dy.shape[3]))
+        conv._convolve(run, conv._factor(run, i.x), i.W, y, 1, 1, 1, 1)
         add_bias(run, y, i.b, y.size // y.shape[-1])
         return y
 
     def adjoint(i: Inputs) -> Any:
         c, d = i.W.shape[2:]
-        turned, dx = run.empty((3, 3, d, c), np.float32), run.empty(i.x.shape, np.float32)
+        turned, dx = run.empty((3, 3, d, c), np.float32), run.empty(i.x.shape, stored(run, c))
         run.launch(spread("conv.turned", i.W.size), i.W, turned, np.int32(c), np.int32(d))
-        conv._convolve(run, i.dy, turned, dx, 1, 1, 1, 1)
+        conv._convolve(run, conv._factor(run, i.dy), turned, dx, 1, 1, 1, 1)
         return dx
 
     def gradient(i: Inputs) -> Any:
         dW = run.empty(i.W.shape, np.float32)
-        conv._filter_gradient(run, i.x, i.dy, dW, 1, 1, 1)
+        conv._filter_gradient(run, conv._factor(run, i.x), conv._factor(run, i.dy), dW, 1, 1, 1)
         return dW
 
     return {"y": forward, "dx": adjoint, "dW": gradient}
@@ -110,7 +127,7 @@ def cudnn(dtype: Any) -> tuple[Callable[[Inputs], Inputs], dict[str, Callable[[I
     import torch
 
     def theirs(i: Inputs) -> Inputs:
-        x, W, b, dy = (torch.from_dlpack(a).to(dtype) for a in i)
+        x, W, b, dy = (tensor(a).to(dtype) for a in i)
         return Inputs(
             x.permute(0, 3, 1, 2), W.permute(3, 0, 1, 2).contiguous().permute(0, 3, 1, 2), b, dy.permute(0, 3, 1, 2)
         )
@@ -126,6 +143,14 @@ def cudnn(dtype: Any) -> tuple[Callable[[Inputs], Inputs], dict[str, Callable[[I
         "dx": backward(True, False, False),
         "dW": backward(False, True, False),
     }
+
+
+def tensor(a: Any) -> Any:
+    """Our array as PyTorch's, bfloat16 as what it is."""
+    import torch
+
+    t = torch.from_dlpack(a)
+    return t.view(torch.bfloat16) if t.dtype == torch.uint16 else t
 
 
 def as_ours(name: str, a: Any) -> Any:
@@ -181,9 +206,8 @@ def measure(precision: str, shape: tuple[int, int, int], n: int, rounds: int, re
         rows = []
         for name in PASSES:
             arithmetic = 2 * n * size * size * 9 * c * d
-            floor = 1e3 * max(
-                arithmetic / TERAFLOPS[precision] / 1e12, 4 * n * size * size * (c + d) / TERABYTES / 1e12
-            )
+            moved = sum(a.nbytes for a in (given[0].x, given[0].dy))
+            floor = 1e3 * max(arithmetic / TERAFLOPS[precision] / 1e12, moved / TERABYTES / 1e12)
             row = {"shape": [n, *shape], "pass": name, "precision": precision, "floor_ms": floor}
             for who, (steps, arrays) in contenders.items():
                 row[who] = timed(stream, busy, steps[name], arrays, rounds)
@@ -192,7 +216,7 @@ def measure(precision: str, shape: tuple[int, int, int], n: int, rounds: int, re
                 wanted = as_ours(name, exact[name](exact_inputs(given[0])))
                 for who, (steps, arrays) in contenders.items():
                     found = steps[name](arrays[0])
-                    found = as_ours(name, found) if who == "cudnn" else torch.from_dlpack(found).double()
+                    found = as_ours(name, found) if who == "cudnn" else tensor(found).double()
                     row[f"{who}_error"] = float((found - wanted).norm() / wanted.norm())
             row["teraflops"] = arithmetic / row.get("own", row["windows"]) / 1e9
             rows.append(row)

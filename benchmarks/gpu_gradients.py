@@ -1,6 +1,7 @@
 """How far from exact an output and its gradient are on a GPU: ours and PyTorch's, with the same weights."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ class Problem:
         """By one of our backends."""
         move: Callable[[Any], Any] = lambda a: backend.to_device(a.astype(dtype))  # noqa: E731
         params = self.params.like(move(self.params.vector))
-        output, backward = self.net(params, move(self.x), self.t, backend)
+        run = getattr(backend, "run", None)  # a device, on which images are stored as within a whole step
+        with run.whole_pass() if run else nullcontext():
+            output, backward = self.net(params, move(self.x), self.t, backend)
         grads = backward(simple_loss(output, move(self.eps))[1])[1]
         host = Params(backend.to_host(grads.vector), grads.shapes)
         return {"output": backend.to_host(output), "gradient": self._convolutions(host), "all": host.vector}

@@ -10,8 +10,6 @@ from ddpm_ref_cupy.device import Device, Launch, real_of
 
 COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
-BOTH = 1 << 16
-"""Filters of no more numbers are packed for both directions at once: a launch costs more than that."""
 
 
 def conv3x3(
@@ -22,12 +20,7 @@ def conv3x3(
     x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
     plus = None if plus is None else run.contiguous(plus)
     kind = _kind(run, x, W.shape[3])
-    if (
-        stride == 1
-        and run.precision != "fp32"
-        and x.dtype != np.float64
-        and not tiles.over_windows(*x.shape[1:3], *W.shape[2:])
-    ):
+    if stride == 1 and run.precision != "fp32" and x.dtype != np.float64:
         forward, adjoint = _blocks(run, x.shape, W.shape[3]), _blocks(run, (*x.shape[:3], W.shape[3]), W.shape[2])
         gradient = _gradient_blocks(run, x.shape, W.shape[3])
         if forward and adjoint and gradient:
@@ -71,7 +64,7 @@ def _on_tensor_cores(
     address: int,
 ) -> tuple[Array, Backward]:
     """Stride 1, operands rounded to the device's precision. address: of the parameter that W is, or was."""
-    both = W.size <= BOTH and forward.pack == adjoint.pack
+    both = run.kept is None and forward.pack == adjoint.pack  # one launch, where an adjoint may follow
     key, x_kind = (address, forward.pack, forward.wide), x.dtype
     if run.kept is not None and key in run.kept:
         filters, kept = run.kept[key], None

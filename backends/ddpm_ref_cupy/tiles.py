@@ -1,7 +1,7 @@
 """Which convolutions run on tensor cores (`kernels/conv_tensor.cu`), and how they are cut into blocks.
 
-The rule: precision tf32 or bf16, stride 1, a tile of pixels that fits the image (`tiling`), and not so few pixels of so
-many channels that matrix products over gathered windows are faster, as all else (float64, fp32, stride 2) is computed.
+The rule: precision tf32 or bf16, stride 1, and a tile of pixels that fits the image (`tiling`); channels are padded with
+zeros to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered windows.
 """
 
 from typing import NamedTuple
@@ -63,11 +63,6 @@ def tiling(n: int, h: int, w: int, pixels: int) -> Tiling | None:
     cuts = [(pixels // q, q) for q in (32, 16, 8) if pixels // q >= 2]
     rows, columns = min(cuts, key=lambda cut: -(-h // cut[0]) * -(-w // cut[1]))
     return Tiling(1, rows, columns, n * -(-h // rows) * -(-w // columns))
-
-
-def over_windows(h: int, w: int, c: int, d: int) -> bool:
-    """Whether images are so small, and channels so many, that products over windows win: at 4 x 4 twofold."""
-    return h * w <= 16 and c * d >= 1 << 14
 
 
 def padded(channels: int, precision: str) -> int:
