@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host.host_device import ORDERS, HostDevice
+from cuda_host.host_device import ORDERS, HostDevice, bf16_bits, rounded
 from cuda_host.source import kernel_text
 from cupy_checks import barriers, dtypes, layouts, needs_compiler, orders
 from ddpm_ref_cupy import CupyBackend, dense
@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
+from ddpm_ref import backend_bounds as bounds
 from ddpm_ref import backend_cases as cases
 from ddpm_ref.backend_cases import check_case
+from ddpm_ref.checks import Array
+from ddpm_ref.nn import ops
 
 pytestmark = needs_compiler
 
@@ -49,6 +52,53 @@ def test_a_small_layer_rounds_its_operands_as_a_large_one(
 
     for ours, theirs in zip(results(1 << 25), results(0), strict=True):
         assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 8), st.integers(1, 8), st.booleans(), orders)
+def test_bfloat16_in_gives_bfloat16_out_and_float32_gradients_of_parameters(
+    small: bool, rows: int, c: int, d: int, plus: bool, order: str
+) -> None:
+    """A large layer rounds y and a dx that something is added to twice."""
+    c, d = 8 * c, 8 * d
+    x, W, b, dy, to_y, to_dx = (
+        a.astype(np.float32) for a in cases.normals(rows, (rows, c), (c, d), (d,), (rows, d), (rows, d), (rows, c))
+    )
+    bits = [bf16_bits(a).reshape(a.shape) for a in (x, dy, to_y, to_dx)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "SMALL", 1 << 25 if small else 0)
+        run = HostDevice(order, "bf16")
+        x_, W_, b_, dy_, *more = map(run.to_device, (bits[0], W, b, *bits[1:]))
+        y, backward = dense.dense(run, x_, W_, b_, plus=more[0] if plus else None)
+        found = [y, *backward(dy_, plus=more[1] if plus else None)]
+
+    def exact(x: Array, W: Array, b: Array, dy: Array, to_y: Array, to_dx: Array) -> list[Array]:
+        y, backward = ops.dense(x, W, b)
+        dx, dW, db = backward(dy)
+        return [y + plus * to_y, dx + plus * to_dx, dW, db]
+
+    x, dy, to_y, to_dx = (rounded(a, "fp32") for a in bits)
+    args = [a.astype(np.float64) for a in (x, rounded(W, "bf16"), b, dy, to_y, to_dx)]
+    for a, wanted, magnitude in zip(found, exact(*args), exact(*map(np.abs, args)), strict=True):
+        assert a.dtype == (np.uint16 if a is found[0] or a is found[1] else np.float32)
+        ulp = (np.abs(wanted) + (not small) * magnitude) / 256 if a.dtype == np.uint16 else 0
+        off = np.abs(rounded(a, "fp32") - wanted)
+        assert (off <= bounds.tolerance(np.float32) * magnitude + ulp).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 40), orders, dtypes, st.booleans())
+def test_what_is_added_has_the_bits_of_an_addition(rows: int, d: int, order: str, dtype: Any, small: bool) -> None:
+    x, W, b, dy, to_y, to_dx = (
+        a.astype(dtype) for a in cases.normals(rows, (rows, 9), (9, d), (d,), (rows, d), (rows, d), (rows, 9))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "SMALL", 1 << 25 if small else 0)
+        run = HostDevice(order)
+        x, W, b, dy, to_y, to_dx = map(run.to_device, (x, W, b, dy, to_y, to_dx))
+        (y, back), (with_y, with_back) = dense.dense(run, x, W, b), dense.dense(run, x, W, b, plus=to_y)
+        assert with_y.tobytes() == (y + to_y).tobytes()
+        assert with_back(dy, plus=to_dx)[0].tobytes() == (back(dy)[0] + to_dx).tobytes()
 
 
 def test_the_bits_repeat_whatever_runs_first() -> None:

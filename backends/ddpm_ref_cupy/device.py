@@ -117,7 +117,7 @@ class Device:
         """out = op(a) op(b), or += with add; op transposes the last two axes where asked.
 
         a, b, out: C-contiguous, (M, K) (K, N) (M, N) after op, or the same with one leading batch axis; float32 (at the
-        device's precision), float64, or a and b bfloat16 as uint16 with out float32.  Returns out.
+        device's precision), float64, or a and b bfloat16 as uint16 with out float32 or that too.  Returns out.
         """
         raise NotImplementedError
 

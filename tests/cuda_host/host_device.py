@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ddpm_ref_cupy.device import PRECISIONS, Device, Launch
+from ddpm_ref_cupy.device import PRECISIONS, Device, Launch, real_of
 
 from cuda_host.guarded import check_guard, guarded
 from cuda_host.source import KERNELS, Parameter, Program, kernel_text
@@ -108,11 +108,12 @@ class HostDevice(Device):
     def matmul(
         self, a: Array, b: Array, out: Array, *, trans_a: bool = False, trans_b: bool = False, add: bool = False
     ) -> Array:
-        """NumPy's product of operands rounded as the precision says, in float64, rounded to out's dtype."""
+        """NumPy's product of operands rounded as the precision says, in float64, rounded to out's dtype, to bfloat16 by
+        way of float32."""
         for name, x in (("a", a), ("b", b), ("out", out)):
             if not x.flags.c_contiguous or x.ndim not in (2, 3):
                 raise ValueError(f"{name}: wanted a C-contiguous matrix or batch of them, got {x.shape}, {x.strides}")
-        if not (a.dtype == b.dtype and out.dtype == (np.float32 if a.dtype == np.uint16 else a.dtype)):
+        if not (a.dtype == b.dtype and out.dtype in (a.dtype, real_of(a.dtype))):
             raise ValueError(
                 f"a, b, out: wanted one dtype, or uint16, uint16, float32; got {a.dtype}, {b.dtype}, {out.dtype}"
             )
@@ -121,7 +122,8 @@ class HostDevice(Device):
         product = x @ y
         if product.shape != out.shape:
             raise ValueError(f"out: wanted shape {product.shape}, got {out.shape}")
-        out[...] = out + product if add else product
+        total = rounded(out, "fp32") + product if add else product
+        out[...] = bf16_bits(total).reshape(out.shape) if out.dtype == np.uint16 else total
         return out
 
 
