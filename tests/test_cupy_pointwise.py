@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cuda_host.host_device import bf16_bits, rounded
 from cupy_checks import Host, dtypes, layouts, misaligned, orders
 from ddpm_ref_cupy import CupyBackend, pointwise
 from ddpm_ref_cupy.device import Device
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ddpm_ref import backend_cases as cases
@@ -21,14 +22,14 @@ shapes = st.tuples(st.integers(1, 3), sides, sides, widths)
 
 
 @st.composite
-def pieces(draw: Any) -> Case:
+def pieces(draw: Any, channels: st.SearchStrategy[int] = widths) -> Case:
     """One of the operations on some shape."""
-    shape, seed = draw(shapes), draw(seeds)
+    shape, seed = draw(st.tuples(st.integers(1, 3), sides, sides, channels)), draw(seeds)
     kind = draw(st.sampled_from(["upsample", "concat", "add", "dropout"]))
     if kind == "dropout":
         return cases.dropout(shape, draw(st.sampled_from([0.0, 0.1, 0.5, 0.999])), seed=seed)
     if kind == "concat":
-        return cases.concat(*shape, draw(widths), seed=seed)
+        return cases.concat(*shape, draw(channels), seed=seed)
     return cases.upsample(*shape, seed=seed) if kind == "upsample" else cases.add(shape, seed=seed)
 
 
@@ -55,6 +56,20 @@ def test_their_bits_are_numpys(host: Host, case: Case, dtype: Any) -> None:
     gradients, wanted = found_backward(run.to_device(dy)), backward(dy)
     for a, b in zip(*(g if isinstance(g, tuple) else (g,) for g in (gradients, wanted)), strict=True):
         _same(a, b)
+
+
+@settings(deadline=None, max_examples=40)
+@given(pieces(channels=st.sampled_from([8, 16, 40])), orders)
+def test_bfloat16_moves_as_it_is_and_sums_are_rounded_once(host: Host, case: Case, order: str) -> None:
+    assume(case.name.split()[0] != "dropout")
+    run, bits = host(order), [bf16_bits(a).reshape(a.shape) for a in case.args]
+    y, backward = case.call(Backend(), *(rounded(a, "fp32") for a in bits))
+    found, found_backward = case.call(CupyBackend(device=run), *map(run.to_device, bits))
+    _same(found, bf16_bits(y).reshape(y.shape))
+    dy = bf16_bits(cases.normals(5, y.shape)[0]).reshape(y.shape)
+    gradients, wanted = found_backward(run.to_device(dy)), backward(rounded(dy, "fp32"))
+    for a, b in zip(*(g if isinstance(g, tuple) else (g,) for g in (gradients, wanted)), strict=True):
+        _same(a, bf16_bits(b).reshape(b.shape))
 
 
 def test_dropped_numbers_keep_numpys_sign_of_zero_and_nan(host: Host) -> None:

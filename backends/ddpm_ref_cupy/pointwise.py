@@ -16,15 +16,22 @@ def by_image(kernel: str, n: int, size: int, real: np.dtype) -> Launch:
 
 
 def by_element(run: Device, kernel: str, n: int, real: np.dtype) -> Launch:
-    """A thread for every four of n numbers; of very many, each walks on, so that a processor has 64 blocks at most."""
-    return Launch(kernel, (max(1, min(-(-n // (4 * _THREADS)), 64 * run.processors)),), (_THREADS, 1, 1), 0, real)
+    """A thread for 16 bytes of n numbers; of very many, each walks on, so that a processor has 64 blocks at most."""
+    each = 16 // np.dtype(real).itemsize * _THREADS
+    return Launch(kernel, (max(1, min(-(-n // each), 64 * run.processors)),), (_THREADS, 1, 1), 0, real)
+
+
+def wide(itemsize: int, *channels: int) -> int:
+    """Numbers that a thread moves at once: 16 bytes of them, if that divides the channels, else one."""
+    each = 16 // itemsize
+    return 1 if any(c % each for c in channels) else each
 
 
 def upsample(run: Device, x: Array) -> tuple[Array, Backward]:
     """`ops.upsample`."""
     x = run.contiguous(x)
     n, h, w, c = x.shape
-    vector = 1 if c % 4 else 4
+    vector = wide(x.itemsize, c)
     sizes = tuple(map(np.int32, (n, h, w, c, vector)))
     y = run.empty((n, 2 * h, 2 * w, c), x.dtype)
     run.launch(by_image("pointwise.pointwise_upsample", n, h * w * c // vector, x.dtype), x, y, *sizes)
@@ -43,7 +50,7 @@ def concat(run: Device, a: Array, b: Array) -> tuple[Array, Backward]:
     a, b = run.contiguous(a), run.contiguous(b)
     n, c, d = len(a), a.shape[-1], b.shape[-1]
     s = a.size // (n * c)
-    vector = 1 if c % 4 or d % 4 else 4
+    vector = wide(a.itemsize, c, d)
     sizes = tuple(map(np.int32, (n, s, c, d, vector)))
     y = run.empty((*a.shape[:-1], c + d), a.dtype)
     run.launch(by_image("pointwise.pointwise_concat", n, s * (c + d) // vector, a.dtype), a, b, y, *sizes)

@@ -1,7 +1,7 @@
 """Which convolutions run on tensor cores (`kernels/conv_tensor.cu`), and how they are cut into blocks.
 
-The rule: precision tf32 or bf16, stride 1, a tile of pixels that fits the image (`tiling`); channels are padded with zeros
-to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered windows.
+The rule: precision tf32 or bf16, stride 1, a tile of pixels that fits the image (`tiling`); channels are padded with
+zeros to whole chunks. All else (float64, fp32, stride 2) is a matrix product over gathered windows.
 """
 
 from typing import NamedTuple

@@ -1,18 +1,32 @@
 // Operations that move numbers or change each by itself. They cost what memory costs, so each reads and writes once;
 // the bits are NumPy's, but for SiLU.
 //
-// Where images are cut, the grid is (vectors of an image / 256, images) and images beyond the grid are walked to. V, 4
-// or 1: numbers a thread moves at once; the functions below are written for either, T being Four<real> or real.
+// Where images are cut, the grid is (vectors of an image / 256, images) and images beyond the grid are walked to. V, the
+// numbers in 16 bytes or 1: how many a thread moves at once; the functions below are written for either, T being Numbers
+// or stored.
 
-typedef Four<real> Reals;
+constexpr int WIDE = 16 / sizeof(stored);
+struct alignas(16) Numbers { stored v[WIDE]; };
 
 DEVICE real plus(real a, real b) { return add_rn(a, b); }
-DEVICE Reals plus(const Reals& a, const Reals& b) {
-    return {plus(a.x, b.x), plus(a.y, b.y), plus(a.z, b.z), plus(a.w, b.w)};
+
+// The sum from left to right, rounded once to what is stored.
+template <class... More> DEVICE stored sum(stored a, stored b, More... more) {
+    stored s;
+    real total = plus(value(a), value(b));
+    ((total = plus(total, value(more))), ...);
+    set(s, total);
+    return s;
+}
+template <class... More> DEVICE Numbers sum(const Numbers& a, const Numbers& b, const More&... more) {
+    Numbers s;
+#pragma unroll
+    for (int k = 0; k < WIDE; k++) s.v[k] = sum(a.v[k], b.v[k], more.v[k]...);
+    return s;
 }
 
-// Whether these may be read and written in fours: a view may begin anywhere.
-DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) {
+// Whether these may be read and written 16 bytes at a time: a view may begin anywhere.
+DEVICE bool in_sixteens(const void* a, const void* b, const void* c = nullptr) {
     return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0;
 }
 
@@ -42,19 +56,19 @@ template <class T> DEVICE void upsample_back(const T* __restrict__ dy, T* __rest
     size_t at = corner(i, W, C);
     for (int n = blockIdx.y; n < N; n += gridDim.y) {
         const T* square = dy + (size_t)n * 4 * size + at;
-        dx[(size_t)n * size + i] = plus(plus(plus(square[0], square[C]), square[line]), square[line + C]);
+        dx[(size_t)n * size + i] = sum(square[0], square[C], square[line], square[line + C]);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_upsample(
-    const real* __restrict__ x, real* __restrict__ y, int N, int H, int W, int C, int V) {
-    if (V == 4 && in_fours(x, y)) upsample((const Reals*)x, (Reals*)y, N, H, W, C / 4);
+    const stored* __restrict__ x, stored* __restrict__ y, int N, int H, int W, int C, int V) {
+    if (V > 1 && in_sixteens(x, y)) upsample((const Numbers*)x, (Numbers*)y, N, H, W, C / V);
     else upsample(x, y, N, H, W, C);
 }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_upsample_back(
-    const real* __restrict__ dy, real* __restrict__ dx, int N, int H, int W, int C, int V) {
-    if (V == 4 && in_fours(dy, dx)) upsample_back((const Reals*)dy, (Reals*)dx, N, H, W, C / 4);
+    const stored* __restrict__ dy, stored* __restrict__ dx, int N, int H, int W, int C, int V) {
+    if (V > 1 && in_sixteens(dy, dx)) upsample_back((const Numbers*)dy, (Numbers*)dx, N, H, W, C / V);
     else upsample_back(dy, dx, N, H, W, C);
 }
 
@@ -83,33 +97,35 @@ template <class T> DEVICE void split(
 }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_concat(
-    const real* __restrict__ a, const real* __restrict__ b, real* __restrict__ y, int N, int S, int A, int B, int V) {
-    if (V == 4 && in_fours(a, b, y)) concat((const Reals*)a, (const Reals*)b, (Reals*)y, N, S, A / 4, B / 4);
+    const stored* __restrict__ a, const stored* __restrict__ b, stored* __restrict__ y, int N, int S, int A, int B, int V) {
+    if (V > 1 && in_sixteens(a, b, y)) concat((const Numbers*)a, (const Numbers*)b, (Numbers*)y, N, S, A / V, B / V);
     else concat(a, b, y, N, S, A, B);
 }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_split(
-    const real* __restrict__ y, real* __restrict__ a, real* __restrict__ b, int N, int S, int A, int B, int V) {
-    if (V == 4 && in_fours(y, a, b)) split((const Reals*)y, (Reals*)a, (Reals*)b, N, S, A / 4, B / 4);
+    const stored* __restrict__ y, stored* __restrict__ a, stored* __restrict__ b, int N, int S, int A, int B, int V) {
+    if (V > 1 && in_sixteens(y, a, b)) split((const Numbers*)y, (Numbers*)a, (Numbers*)b, N, S, A / V, B / V);
     else split(y, a, b, N, S, A, B);
 }
 
-// --- element by element: n numbers, in fours and a rest --------------------------------------------------------------
+// --- element by element: n numbers, 16 bytes at a time and a rest ----------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_add(
-    const real* __restrict__ a, const real* __restrict__ b, real* __restrict__ y, u64 n) {
-    u64 fours = in_fours(a, b, y) ? n / 4 : 0;
-    for (u64 i = first_index(); i < fours; i += index_step())
-        store4(y + 4 * i, plus(load4(a + 4 * i), load4(b + 4 * i)));
-    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) y[i] = plus(a[i], b[i]);
+    const stored* __restrict__ a, const stored* __restrict__ b, stored* __restrict__ y, u64 n) {
+    u64 wides = in_sixteens(a, b, y) ? n / WIDE : 0;
+    for (u64 i = first_index(); i < wides; i += index_step())
+        ((Numbers*)y)[i] = sum(((const Numbers*)a)[i], ((const Numbers*)b)[i]);
+    for (u64 i = WIDE * wides + first_index(); i < n; i += index_step()) y[i] = sum(a[i], b[i]);
 }
+
+// --- of real alone: images stored as bfloat16 drop out by noise.cu, and SiLU by itself is the embedding's -------------
 
 // By 0 and not to 0: the sign stays, and NaN, as in NumPy.
 DEVICE real masked(real x, unsigned char kept, real keep) { return mul_rn(x, kept ? keep : real(0)); }
 
 typedef Four<unsigned char> Mask;
 
-DEVICE Reals masked(const Reals& x, const Mask& m, real keep) {
+DEVICE Four<real> masked(const Four<real>& x, const Mask& m, real keep) {
     return {masked(x.x, m.x, keep), masked(x.y, m.y, keep), masked(x.z, m.z, keep), masked(x.w, m.w, keep)};
 }
 
@@ -117,7 +133,7 @@ DEVICE Reals masked(const Reals& x, const Mask& m, real keep) {
 extern "C" __global__ void __launch_bounds__(256) pointwise_dropout(
     const real* __restrict__ x, const float* __restrict__ u, real* __restrict__ y, unsigned char* __restrict__ mask,
     u64 n, float rate, real keep) {
-    u64 fours = in_fours(x, u, y) ? n / 4 : 0;
+    u64 fours = in_sixteens(x, u, y) ? n / 4 : 0;
     for (u64 i = first_index(); i < fours; i += index_step()) {
         Four<float> v = load4(u + 4 * i);
         Mask m = {v.x >= rate, v.y >= rate, v.z >= rate, v.w >= rate};
@@ -132,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_dropout(
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_dropout_back(
     const real* __restrict__ dy, const unsigned char* __restrict__ mask, real* __restrict__ dx, u64 n, real keep) {
-    u64 fours = in_fours(dy, dx) ? n / 4 : 0;
+    u64 fours = in_sixteens(dy, dx) ? n / 4 : 0;
     for (u64 i = first_index(); i < fours; i += index_step())
         store4(dx + 4 * i, masked(load4(dy + 4 * i), load4(mask + 4 * i), keep));
     for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) dx[i] = masked(dy[i], mask[i], keep);
@@ -141,13 +157,13 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_dropout_back(
 DEVICE real logistic(real x) { return 1 / (1 + exp(-x)); }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_silu(
-    const real* __restrict__ x, real* __restrict__ y, u64 n) {
+    const stored* __restrict__ x, stored* __restrict__ y, u64 n) {
     for (u64 i = first_index(); i < n; i += index_step()) y[i] = x[i] * logistic(x[i]);
 }
 
 // dx = dy σ (1 + x (1 - σ))
 extern "C" __global__ void __launch_bounds__(256) pointwise_silu_back(
-    const real* __restrict__ x, const real* __restrict__ dy, real* __restrict__ dx, u64 n) {
+    const real* __restrict__ x, const stored* __restrict__ dy, stored* __restrict__ dx, u64 n) {
     for (u64 i = first_index(); i < n; i += index_step()) {
         real s = logistic(x[i]);
         dx[i] = dy[i] * (s * (1 + x[i] * (1 - s)));
