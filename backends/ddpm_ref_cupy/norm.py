@@ -3,7 +3,8 @@
 An image's channels are cut into slabs, whole groups that one block normalises. Where all positions of a slab fit into a
 block's shared memory, x is read once: one launch each way, in which the last block of each slab adds dγ and dβ over the
 images. Otherwise the positions are cut into chunks, and the statistics of all chunks come first: two launches forward,
-four back. Kept for the adjoint: x, and mean and r = 1/√(var + ε) of each group.
+four back. Kept for the adjoint: x, and mean and r = 1/√(var + ε) of each group. Images may be stored as bfloat16; all
+else is float32 then.
 """
 
 from collections.abc import Iterator
@@ -14,20 +15,22 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import Device, Launch, real_of
 
 THREADS = 256  # of a block, at most
 FLAG = 16  # bytes of shared memory that the kernel declares itself
 SLABS = 1024  # at most of an image held in parts: norm.cu counts the blocks of each
 RESIDENT = 3 * THREADS  # threads on a processor at a time, by their registers (norm.cuh)
-_CHUNKED = 32  # channels of a slab that is not held, at most: one line of memory
+_CHUNKED = 32  # channels of a slab that is not held, at most, or a line of memory, which may be more
+_LINE = 128  # bytes
 _LEAST_CHUNK = 64  # positions
 
 
 class Plan(NamedTuple):
     """How one pass is cut into blocks.
 
-    wide: channels of a slab, whole groups and vectors.  vector: channels a thread reads at once, 4 or 1.
+    wide: channels of a slab, whole groups and vectors.  vector: channels a thread reads at once, 8 of bfloat16, else 4
+    or 1.
     slabs, chunks: of each image; chunk: positions.  held: one chunk, all of it in shared memory.
     """
 
@@ -48,7 +51,7 @@ class Plan(NamedTuple):
 
 def plan(run: Device, n: int, s: int, c: int, width: int, itemsize: int, *, arrays: int) -> Plan:
     """The cheapest way to normalise (N, S, C), by `_cost`; arrays: how many are held, 1 forward and 2 back."""
-    vector = 1 if c % 4 else 4
+    vector = next(v for v in ((8, 1) if itemsize == 2 else (4, 1)) if c % v == 0)
     unit = lcm(width, vector)
     most = run.shared_limit - FLAG
     held = [p for p in _held(s, c, unit, vector, itemsize, arrays) if p.shared <= most and p.slabs <= SLABS]
@@ -62,22 +65,22 @@ def _held(s: int, c: int, unit: int, vector: int, itemsize: int, arrays: int) ->
     for wide in range(unit, c + 1, unit):
         vectors = s * (wide // vector)
         threads = min(THREADS, max(64, 1 << (-(-vectors // 8) - 1).bit_length()))  # eight or more vectors each
-        shared = (arrays * s * wide + _sums(wide, vector, threads, arrays)) * itemsize
+        shared = arrays * s * wide * itemsize + _sums(wide, vector, threads, arrays, itemsize)
         yield Plan(wide, vector, -(-c // wide), threads, shared, 1, s, True)
 
 
-def _sums(wide: int, vector: int, threads: int, arrays: int) -> int:
-    """Numbers of a block besides those held: sums of each thread's channels, two of a channel, four of a group."""
-    return arrays * (threads * vector + wide) + 6 * wide
+def _sums(wide: int, vector: int, threads: int, arrays: int, itemsize: int) -> int:
+    """Bytes of a block besides what is held: sums of each thread's channels, two of a channel, four of a group."""
+    return (arrays * (threads * vector + wide) + 6 * wide) * max(4, itemsize)
 
 
 def _chunked(run: Device, n: int, s: int, c: int, unit: int, vector: int, itemsize: int) -> Plan:
     """Enough chunks for four blocks a processor, none so short that its sums cost more than its numbers."""
-    wide = unit * max(1, min(c, _CHUNKED) // unit)
+    wide = unit * max(1, min(c, max(_CHUNKED, _LINE // itemsize)) // unit)
     slabs = -(-c // wide)
     chunks = min(-(-s // _LEAST_CHUNK), max(1, -(-4 * run.processors // (n * slabs))))
     chunk = -(-s // chunks)
-    shared = _sums(wide, vector, THREADS, 2) * itemsize
+    shared = _sums(wide, vector, THREADS, 2, itemsize)
     return Plan(wide, vector, slabs, THREADS, shared, -(-s // chunk), chunk, False)
 
 
@@ -101,18 +104,20 @@ def _cost(run: Device, p: Plan, n: int, s: int, c: int, itemsize: int, arrays: i
 def group_norm(run: Device, x: Array, gamma: Array, beta: Array, groups: int, silu: bool) -> tuple[Array, Backward]:
     """`ops.group_norm`.
 
-    backward(dy, into=None) -> dx, dgamma, dbeta; into: a (2, C) array for dgamma and dbeta, which are its rows.
+    backward(dy, into=None, plus=None) -> dx + plus, dgamma, dbeta; into: a (2, C) array for dgamma and dbeta, which are
+    its rows; plus: an array like x, as `pointwise.add` would add it.
     """
     x, gamma, beta = run.contiguous(x), run.contiguous(gamma), run.contiguous(beta)
     n, c = x.shape[0], x.shape[-1]
     s, width = x.size // (n * c), c // groups
-    y, stats = run.empty(x.shape, x.dtype), run.empty((2, n, groups), x.dtype)
+    y, stats = run.empty(x.shape, x.dtype), run.empty((2, n, groups), real_of(x.dtype))
     _forward(run, x, gamma, beta, y, stats, s, width, silu)
 
-    def backward(dy: Array, into: Array | None = None) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, into: Array | None = None, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dx = run.empty(x.shape, x.dtype)
-        sums = run.empty((2, c), x.dtype) if into is None else into
-        _backward(run, x, run.contiguous(dy), gamma, beta, stats, dx, sums, s, width, silu)
+        sums = run.empty((2, c), real_of(x.dtype)) if into is None else into
+        plus = plus if plus is None else run.contiguous(plus)
+        _backward(run, x, run.contiguous(dy), gamma, beta, stats, plus, dx, sums, s, width, silu)
         return dx, sums[0], sums[1]
 
     return y, backward
@@ -127,7 +132,7 @@ def _forward(
     if p.held:
         run.launch(p.launch("norm_slab", n, x.dtype), x, gamma, beta, y, stats, *sizes, np.int32(silu))
         return
-    moments = run.empty((2, n, p.chunks, c // width), x.dtype)
+    moments = run.empty((2, n, p.chunks, c // width), stats.dtype)
     run.launch(p.launch("norm_moments", n, x.dtype), x, moments, *sizes, np.int32(p.chunk))
     run.launch(
         p.launch("norm_apply", n, x.dtype), x, moments, gamma, beta, y, stats, *sizes, np.int32(silu), np.int32(p.chunk)
@@ -141,30 +146,37 @@ def _backward(
     gamma: Array,
     beta: Array,
     stats: Array,
+    plus: Array | None,
     dx: Array,
     sums: Array,
     s: int,
     width: int,
     silu: bool,
 ) -> None:
-    """dx, and dγ and dβ into the rows of sums."""
+    """dx, + plus if there is one, and dγ and dβ into the rows of sums."""
     n, c = x.shape[0], x.shape[-1]
     p = plan(run, n, s, c, width, x.itemsize, arrays=2)
     sizes = (np.int32(s), np.int32(c), np.int32(width), np.int32(p.wide), np.int32(p.vector), np.int32(silu))
-    of_images = run.empty((2, n, c), x.dtype)
+    plus, added = (x, np.int32(0)) if plus is None else (plus, np.int32(1))
+    of_images = run.empty((2, n, c), stats.dtype)
     if p.held:
-        run.launch(p.launch("norm_slab_back", n, x.dtype), x, dy, gamma, beta, stats, dx, of_images, sums, *sizes)
+        launch = p.launch("norm_slab_back", n, x.dtype)
+        run.launch(launch, x, dy, gamma, beta, stats, plus, dx, of_images, sums, *sizes, added)
     else:
-        of_chunks = run.empty((2, n, p.chunks, c), x.dtype)
+        of_chunks = run.empty((2, n, p.chunks, c), stats.dtype)
         chunk = np.int32(p.chunk)
         run.launch(p.launch("norm_sums", n, x.dtype), x, dy, gamma, beta, stats, of_chunks, *sizes, chunk)
-        column_sums(run, of_chunks.reshape(2 * n, p.chunks, c), of_images.reshape(2 * n, c))
-        run.launch(p.launch("norm_back", n, x.dtype), x, dy, gamma, beta, stats, of_images, dx, *sizes, chunk)
-        column_sums(run, of_images, sums)
+        column_sums(run, of_chunks.reshape(2 * n, p.chunks, c), of_images.reshape(2 * n, c), x.dtype)
+        launch = p.launch("norm_back", n, x.dtype)
+        run.launch(launch, x, dy, gamma, beta, stats, of_images, plus, dx, *sizes, added, chunk)
+        column_sums(run, of_images, sums, x.dtype)
 
 
-def column_sums(run: Device, x: Array, out: Array) -> None:
-    """out[i, c] = Σ_r x[i, r, c], in an order that depends on the shape alone.  x: (I, R, C)   out: (I, C)"""
+def column_sums(run: Device, x: Array, out: Array, real: np.dtype) -> None:
+    """out[i, c] = Σ_r x[i, r, c], in an order that depends on the shape alone.  x: (I, R, C)   out: (I, C)
+
+    real: as `Launch.real`, of the compiled file that runs anyway.
+    """
     i, rows, c = x.shape
-    launch = Launch("norm_chunks.norm_columns", (-(-c // 32), i), (256, 1, 1), 0, x.dtype)
+    launch = Launch("norm_chunks.norm_columns", (-(-c // 32), i), (256, 1, 1), 0, real)
     run.launch(launch, x, out, np.int32(rows), np.int32(c))

@@ -2,18 +2,21 @@
 // uses: norm.cuh
 
 template <int V> DEVICE void forward(
-    const real* __restrict__ x, const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ y,
+    const stored* __restrict__ x, const real* __restrict__ gamma, const real* __restrict__ beta, stored* __restrict__ y,
     real* __restrict__ stats, int S, int C, int width, int wide, int silu) {
     Slab<V> slab(S, C, width, wide, S);
-    slab.take(S * slab.channels);
+    slab.fetch(x);
     real *part = slab.take_part(), *means = slab.take(slab.groups), *rs = slab.take(slab.groups);
     for (int c = slab.column; c < slab.channels; c += slab.stride) {
         real sums[V] = {};
-#pragma unroll 8
-        for (int s = slab.row; s < S; s += slab.rows) {
-            Lane<V> a = lane_at<V>(x + slab.at(s, c));
-            set_lane<V>(slab.holds(s, c), a);
-            for (int k = 0; k < V; k++) sums[k] += a.v[k];
+        const stored* kept = slab.holds(slab.row, c);
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; stage++) {
+#pragma unroll 2
+            for (int left = slab.arrived(stage); left > 0; left--, kept += slab.held_line) {
+                Lane<V> a = lane_at<V>(kept);
+                for (int k = 0; k < V; k++) sums[k] += a.v[k];
+            }
         }
         slab.put(part, c, sums);
     }
@@ -22,10 +25,13 @@ template <int V> DEVICE void forward(
     __syncthreads();
     for (int c = slab.column; c < slab.channels; c += slab.stride) {
         real squares[V] = {}, mean[V];
-        for (int k = 0; k < V; k++) mean[k] = means[(c + k) / width];
+        int g[V];
+        slab.find_groups(c, g);
+        for (int k = 0; k < V; k++) mean[k] = means[g[k]];
+        const stored* kept = slab.holds(slab.row, c);
 #pragma unroll 4
-        for (int s = slab.row; s < S; s += slab.rows) {
-            Lane<V> a = lane_at<V>(slab.holds(s, c));
+        for (int left = slab.positions; left > 0; left--, kept += slab.held_line) {
+            Lane<V> a = lane_at<V>(kept);
             for (int k = 0; k < V; k++) squares[k] += (a.v[k] - mean[k]) * (a.v[k] - mean[k]);
         }
         slab.put(part, c, squares);
@@ -40,9 +46,9 @@ template <int V> DEVICE void forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab(
-    const real* __restrict__ x, const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ y,
+    const stored* __restrict__ x, const real* __restrict__ gamma, const real* __restrict__ beta, stored* __restrict__ y,
     real* __restrict__ stats, int S, int C, int width, int wide, int V, int silu) {
-    if (V == 4 && in_fours(x, y)) forward<4>(x, gamma, beta, y, stats, S, C, width, wide, silu);
+    if (V == VECTOR && in_vectors(x, gamma, beta, y)) forward<VECTOR>(x, gamma, beta, y, stats, S, C, width, wide, silu);
     else forward<1>(x, gamma, beta, y, stats, S, C, width, wide, silu);
 }
 
@@ -63,7 +69,7 @@ template <int V> DEVICE void add_images(const Slab<V>& slab, const real* sums, r
     }
     __syncthreads();
     if (!last) return;
-    real* part = slab.held;
+    real* part = reinterpret_cast<real*>(slab.held);
     int both = 2 * slab.channels, across = min(both, (int)blockDim.x), parts = blockDim.x / across;
     int mine = threadIdx.x / across, column = threadIdx.x % across;
     for (int base = 0; base < both; base += across) {
@@ -84,24 +90,26 @@ template <int V> DEVICE void add_images(const Slab<V>& slab, const real* sums, r
 }
 
 template <int V> DEVICE void slab_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
-    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ dx, real* sums,
-    real* __restrict__ totals, int S, int C, int width, int wide, int silu) {
+    const stored* __restrict__ x, const stored* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, const stored* __restrict__ plus,
+    stored* __restrict__ dx, real* sums, real* __restrict__ totals, int S, int C, int width, int wide, int silu,
+    int added) {
     Slab<V> slab(S, C, width, wide, S);
-    slab.take(2 * S * slab.channels);
+    slab.fetch(x, dy);
     Back<V> b(slab, stats);
     sums_back<V, true>(slab, b, x, dy, gamma, beta, sums, slab.n, slab.N, silu);
-    apply_back<V, true>(slab, b, x, dy, gamma, beta, dx, silu);
+    apply_back<V, true>(slab, b, x, dy, gamma, beta, plus, dx, silu, added);
     add_images(slab, sums, totals);
 }
 
-// sums (2, N, C): Σ dh x̂, then Σ dh.  totals (2, C): dγ, then dβ.
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
-    const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ dx, real* sums,
-    real* __restrict__ totals, int S, int C, int width, int wide, int V, int silu) {
-    if (V == 4 && in_fours(x, dy, dx))
-        slab_back<4>(x, dy, gamma, beta, stats, dx, sums, totals, S, C, width, wide, silu);
+// sums (2, N, C): Σ dh x̂, then Σ dh.  totals (2, C): dγ, then dβ.  added: whether plus is; else it is not read.
+extern "C" __global__ void __launch_bounds__(256, RESIDENT_BACK) norm_slab_back(
+    const stored* __restrict__ x, const stored* __restrict__ dy, const real* __restrict__ gamma,
+    const real* __restrict__ beta, const real* __restrict__ stats, const stored* __restrict__ plus,
+    stored* __restrict__ dx, real* sums, real* __restrict__ totals, int S, int C, int width, int wide, int V, int silu,
+    int added) {
+    if (V == VECTOR && in_vectors(x, dy, gamma, beta, plus, dx))
+        slab_back<VECTOR>(x, dy, gamma, beta, stats, plus, dx, sums, totals, S, C, width, wide, silu, added);
     else
-        slab_back<1>(x, dy, gamma, beta, stats, dx, sums, totals, S, C, width, wide, silu);
+        slab_back<1>(x, dy, gamma, beta, stats, plus, dx, sums, totals, S, C, width, wide, silu, added);
 }

@@ -5,31 +5,69 @@
 //   adjoint    dh = dy or dy σ (1 + h (1 - σ))     dx = r (γ dh - ⟨γ dh⟩ - x̂ ⟨γ dh x̂⟩)     dγ = Σ dh x̂     dβ = Σ dh
 //
 // A block owns a slab: `wide` channels of one image, whole groups (the last slab may be narrower), so that what lies
-// side by side in memory is read together; all positions, held in shared memory, or a chunk of them. V, 4 or 1:
+// side by side in memory is read together; all positions, held in shared memory, or a chunk of them. V, VECTOR or 1:
 // channels a thread reads at once. The grid is (slabs N, chunks), the slabs of an image being neighbours.
+//
+// What is held is copied there behind the threads' backs, all of it at once, and waited for in STAGES. For float arrays
+// the adjoint then puts x - mean and dh in place of x and dy; of bfloat16, half as much, it reads and pulls back twice.
 //
 // Statistics: a mean first, then squares of what is left; the moments of parts are joined by their counts. Nothing
 // cancels. Every sum has one order, so the bits repeat.
 
 constexpr int RESIDENT = sizeof(real) == 4 ? 3 : 1;  // blocks of 256 threads on a processor, by their registers
+constexpr bool SHORT = sizeof(stored) < sizeof(real);
+#if __CUDA_ARCH__ == 900
+constexpr int RESIDENT_BACK = RESIDENT;  // those of the adjoint
+#else
+constexpr int RESIDENT_BACK = SHORT ? 2 : RESIDENT;  // elsewhere than on Hopper three would spill
+#endif
+constexpr int VECTOR = SHORT ? 8 : 4;
+constexpr int STAGES = 4;
 
-template <int V> struct alignas(V * sizeof(real) < 16 ? V * sizeof(real) : 16) Lane { real v[V]; };
+// V neighbours as they lie in memory, and as they are computed with.
+template <class T, int V> struct alignas(V * sizeof(T) < 16 ? V * sizeof(T) : 16) Vector { T v[V]; };
+template <> struct Vector<bf16, 8> { Four<u32> pairs; };
+template <int V> struct Lane { real v[V]; };
 
-// Whether these may be read and written in fours: a view may begin anywhere.
-DEVICE bool in_fours(const void* a, const void* b, const void* c = nullptr) {
-    return (((size_t)a | (size_t)b | (size_t)c) & 15) == 0;
+template <class T, int V> DEVICE void unpack(const Vector<T, V>& a, real (&v)[V]) {
+    for (int k = 0; k < V; k++) v[k] = value(a.v[k]);
+}
+DEVICE void unpack(const Vector<bf16, 8>& a, real (&v)[8]) {
+    const u32 pairs[4] = {a.pairs.x, a.pairs.y, a.pairs.z, a.pairs.w};
+    for (int i = 0; i < 4; i++) v[2 * i] = __uint_as_float(pairs[i] << 16), v[2 * i + 1] = __uint_as_float(pairs[i] & ~0xffffu);
+}
+template <class T, int V> DEVICE void pack(Vector<T, V>& a, const real (&v)[V]) {
+    for (int k = 0; k < V; k++) set(a.v[k], v[k]);
+}
+DEVICE void pack(Vector<bf16, 8>& a, const real (&v)[8]) {
+    a.pairs = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
 
-template <int V> DEVICE Lane<V> lane_at(const real* p) { return *reinterpret_cast<const Lane<V>*>(p); }
-template <int V> DEVICE void set_lane(real* p, const Lane<V>& a) { *reinterpret_cast<Lane<V>*>(p) = a; }
+// Whether these may be read and written in vectors: a view may begin anywhere.
+template <class... T> DEVICE bool in_vectors(const T*... p) { return (((size_t)p | ...) & 15) == 0; }
+
+template <int V, class T> DEVICE Vector<T, V> vector_at(const T* p) { return *reinterpret_cast<const Vector<T, V>*>(p); }
+template <int V, class T> DEVICE Lane<V> lane_of(const Vector<T, V>& a) {
+    Lane<V> lane;
+    unpack(a, lane.v);
+    return lane;
+}
+template <int V, class T> DEVICE Lane<V> lane_at(const T* p) { return lane_of<V>(vector_at<V>(p)); }
+template <int V> DEVICE void set_lane(stored* p, const Lane<V>& lane) {
+    Vector<stored, V> a;
+    pack(a, lane.v);
+    *reinterpret_cast<Vector<stored, V>*>(p) = a;
+}
 
 // What this block and this thread own. A thread owns V channels at `column`, + stride, … of every `rows`-th position,
 // and never looks at another thread's: what is held in shared memory needs no barrier.
 template <int V> struct Slab {
     int S, C, N, width, wide, n, first, channels, group, groups, from, to, rows, row, column, stride, pitch;
     int line, held_line, held_size;  // from one position of a thread to its next; from one held array to the next
+    int positions, staged;           // this thread's, of each of its channels; and those of a stage
     size_t origin;
-    real *held, *free;
+    stored* held;
+    real* free;
 
     __device__ Slab(int S, int C, int width, int wide, int chunk) : S(S), C(C), width(width), wide(wide) {
         int slabs = (C + wide - 1) / wide;
@@ -51,8 +89,11 @@ template <int V> struct Slab {
         line = rows * C;
         held_line = rows * channels;
         held_size = S * channels;
+        positions = max(0, to - from - row + rows - 1) / rows;
+        staged = (positions + STAGES - 1) / STAGES;
         extern __shared__ __align__(16) real shared[];
-        held = free = shared;
+        held = reinterpret_cast<stored*>(shared);
+        free = shared;
     }
 
     __device__ real* take(int count) {
@@ -61,7 +102,51 @@ template <int V> struct Slab {
         return p;
     }
     __device__ size_t at(int s, int c) const { return origin + (size_t)s * C + c; }
-    __device__ real* holds(int s, int c) const { return held + s * channels + c; }
+    __device__ stored* holds(int s, int c) const { return held + s * channels + c; }
+
+    // The groups of channels c … c + V - 1, by one division.
+    __device__ void find_groups(int c, int (&of)[V]) const {
+        int g = c / width, next = (g + 1) * width;
+        for (int k = 0; k < V; k++) {
+            if (c + k == next) g++, next += width;
+            of[k] = g;
+        }
+    }
+
+    // Starts copying all that this thread owns of x, and of dy, to where it is held.
+    __device__ void fetch(const stored* __restrict__ x, const stored* __restrict__ dy = nullptr) {
+        free = reinterpret_cast<real*>(held + (dy ? 2 : 1) * held_size);
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; stage++) {
+            for (int c = column; c < channels; c += stride) {
+                int s = stage * staged * rows + row;
+                size_t i = at(s, c);
+                stored* kept = holds(s, c);
+#pragma unroll 4
+                for (int left = stage_size(stage); left > 0; left--, i += line, kept += held_line) {
+                    copy(kept, x + i);
+                    if (dy) copy(kept + held_size, dy + i);
+                }
+            }
+            async_commit();
+        }
+    }
+    static __device__ void copy(stored* to, const stored* from) {
+        constexpr int EACH = 16 / sizeof(stored);
+        if (V < EACH) *to = *from;
+        else for (int k = 0; k < V; k += EACH) async_copy16(to + k, from + k, true);
+    }
+
+    __device__ int stage_size(int stage) const { return min(staged, positions - stage * staged); }
+
+    // How many of this thread's positions a stage has, once they are there.
+    __device__ int arrived(int stage) const {
+        if (stage == 0) async_wait<3>();
+        else if (stage == 1) async_wait<2>();
+        else if (stage == 2) async_wait<1>();
+        else async_wait<0>();
+        return stage_size(stage);
+    }
 
     // A thread's own sums of channels c … c + V - 1, where `fold` finds them: part[channel][row].
     __device__ void put(real* part, int c, const real (&sums)[V]) const {
@@ -97,30 +182,37 @@ template <int V> struct Factors {
 
     __device__ Factors(
         const Slab<V>& slab, int c, const real* means, const real* rs, const real* gamma, const real* beta) {
+        int g[V];
+        slab.find_groups(c, g);
+        Lane<V> factor = lane_at<V>(gamma + slab.first + c), term = lane_at<V>(beta + slab.first + c);
         for (int k = 0; k < V; k++) {
-            int g = (c + k) / slab.width;
-            mean[k] = means[g];
-            scale[k] = rs[g] * gamma[slab.first + c + k];
-            shift[k] = beta[slab.first + c + k];
+            mean[k] = means[g[k]];
+            scale[k] = rs[g[k]] * factor.v[k];
+            shift[k] = term.v[k];
         }
+    }
+
+    // From here on h = scale x + shift: without the mean, which takes registers. Only where x was rounded to bfloat16.
+    __device__ void fold_mean() {
+        for (int k = 0; k < V; k++) shift[k] -= mean[k] * scale[k];
     }
 };
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <int V, bool HELD> DEVICE void apply(
-    const Slab<V>& slab, const real* __restrict__ x, const real* means, const real* rs,
-    const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ y, int silu) {
+    const Slab<V>& slab, const stored* __restrict__ x, const real* means, const real* rs,
+    const real* __restrict__ gamma, const real* __restrict__ beta, stored* __restrict__ y, int silu) {
     for (int c = slab.column; c < slab.channels; c += slab.stride) {
         Factors<V> f(slab, c, means, rs, gamma, beta);
-        int s = slab.from + slab.row;
-        size_t i = slab.at(s, c);
-        const real* kept = slab.holds(s, c);
+        if (SHORT) f.fold_mean();
+        size_t i = slab.at(slab.from + slab.row, c);
+        const stored* kept = slab.holds(slab.row, c);
 #pragma unroll 4
-        for (; s < slab.to; s += slab.rows, i += slab.line, kept += slab.held_line) {
-            Lane<V> a = HELD ? lane_at<V>(kept) : lane_at<V>(x + i);
+        for (int left = slab.positions; left > 0; left--, i += slab.line, kept += slab.held_line) {
+            Lane<V> a = lane_at<V>(HELD ? kept : x + i);
             for (int k = 0; k < V; k++) {
-                real h = (a.v[k] - f.mean[k]) * f.scale[k] + f.shift[k];
+                real h = (SHORT ? a.v[k] : a.v[k] - f.mean[k]) * f.scale[k] + f.shift[k];
                 a.v[k] = silu ? h * logistic(h) : h;
             }
             set_lane<V>(y + i, a);
@@ -139,14 +231,17 @@ template <int V> DEVICE void store_stats(const Slab<V>& slab, const real* means,
 
 // --- adjoint ---------------------------------------------------------------------------------------------------------
 
-// v = x - mean, and dh in dy's place.
-template <int V> DEVICE void pull_back(Lane<V>& v, Lane<V>& dy, const Factors<V>& f, int silu) {
+// x becomes x - mean.
+template <int V> DEVICE void centre(Lane<V>& x, const Factors<V>& f) {
+    for (int k = 0; k < V; k++) x.v[k] -= f.mean[k];
+}
+
+// dy becomes dh; v: x - mean, or x once the mean is folded.
+template <int V> DEVICE void pull_back(const Lane<V>& v, Lane<V>& dy, const Factors<V>& f, int silu) {
     for (int k = 0; k < V; k++) {
-        v.v[k] -= f.mean[k];
-        if (silu) {
-            real h = v.v[k] * f.scale[k] + f.shift[k], s = logistic(h);
-            dy.v[k] *= s + h * s * (1 - s);
-        }
+        real h = v.v[k] * f.scale[k] + f.shift[k], s = logistic(h);
+        real slope = SHORT ? h * s - h * s * s + s : s + h * s * (1 - s);  // the first is an operation shorter
+        dy.v[k] *= silu ? slope : 1;
     }
 }
 
@@ -170,27 +265,31 @@ template <int V> struct Back {
 
 // Σ dh x̂ and Σ dh over the block's positions into b and into row `at` of sums (2, rows, C).
 template <int V, bool HELD> DEVICE void sums_back(
-    Slab<V>& slab, const Back<V>& b, const real* __restrict__ x, const real* __restrict__ dy,
+    Slab<V>& slab, const Back<V>& b, const stored* __restrict__ x, const stored* __restrict__ dy,
     const real* __restrict__ gamma, const real* __restrict__ beta, real* sums, size_t at, size_t rows,
     int silu) {
     real *part_x = slab.take_part(), *part = slab.take_part();
     for (int c = slab.column; c < slab.channels; c += slab.stride) {
         Factors<V> f(slab, c, b.means, b.rs, gamma, beta);
         real dh_x[V] = {}, dh[V] = {};
-        int s = slab.from + slab.row;
-        size_t i = slab.at(s, c);
-        real* kept = slab.holds(s, c);
-#pragma unroll 4
-        for (; s < slab.to; s += slab.rows, i += slab.line, kept += slab.held_line) {
-            Lane<V> v = lane_at<V>(x + i), d = lane_at<V>(dy + i);
-            pull_back<V>(v, d, f, silu);
-            if (HELD) {
-                set_lane<V>(kept, v);
-                set_lane<V>(kept + slab.held_size, d);
-            }
-            for (int k = 0; k < V; k++) {
-                dh[k] += d.v[k];
-                dh_x[k] += d.v[k] * v.v[k];
+        size_t i = slab.at(slab.from + slab.row, c);
+        stored* kept = slab.holds(slab.row, c);
+#pragma unroll 1
+        for (int stage = HELD ? 0 : STAGES - 1; stage < STAGES; stage++) {
+            int left = HELD ? slab.arrived(stage) : slab.positions;
+#pragma unroll(HELD ? (SHORT ? 1 : 2) : 4)
+            for (; left > 0; left--, i += slab.line, kept += slab.held_line) {
+                Lane<V> v = lane_at<V>(HELD ? kept : x + i), d = lane_at<V>(HELD ? kept + slab.held_size : dy + i);
+                centre<V>(v, f);
+                pull_back<V>(v, d, f, silu);
+                if (HELD && !SHORT) {
+                    set_lane<V>(kept, v);
+                    set_lane<V>(kept + slab.held_size, d);
+                }
+                for (int k = 0; k < V; k++) {
+                    dh[k] += d.v[k];
+                    dh_x[k] += d.v[k] * v.v[k];
+                }
             }
         }
         slab.put(part_x, c, dh_x);
@@ -207,10 +306,12 @@ template <int V, bool HELD> DEVICE void sums_back(
     }
 }
 
-// dx of the block's positions, from b.dh_x and b.dh over all positions, which each thread has written for its channels.
+// dx of the block's positions, + plus if it is added, from b.dh_x and b.dh over all positions, which each thread has
+// written for its channels.
 template <int V, bool HELD> DEVICE void apply_back(
-    const Slab<V>& slab, const Back<V>& b, const real* __restrict__ x, const real* __restrict__ dy,
-    const real* __restrict__ gamma, const real* __restrict__ beta, real* __restrict__ dx, int silu) {
+    const Slab<V>& slab, const Back<V>& b, const stored* __restrict__ x, const stored* __restrict__ dy,
+    const real* __restrict__ gamma, const real* __restrict__ beta, const stored* __restrict__ plus,
+    stored* __restrict__ dx, int silu, int added) {
     for (int c = threadIdx.x; c < slab.channels; c += blockDim.x) {
         b.dh_x[c] *= gamma[slab.first + c];
         b.dh[c] *= gamma[slab.first + c];
@@ -220,21 +321,33 @@ template <int V, bool HELD> DEVICE void apply_back(
     fold(b.dh, b.mean_dh, slab.width, slab.groups, 1 / ((real)slab.S * slab.width));
     __syncthreads();
     for (int c = slab.column; c < slab.channels; c += slab.stride) {
+        size_t i = slab.at(slab.from + slab.row, c);
+        Vector<stored, V> next;  // of plus, a position ahead
+        if (added && slab.positions > 0) next = vector_at<V>(plus + i);
         Factors<V> f(slab, c, b.means, b.rs, gamma, beta);
         real slope[V], offset[V];
+        int g[V];
+        slab.find_groups(c, g);
         for (int k = 0; k < V; k++) {
-            int g = (c + k) / slab.width;
-            slope[k] = b.rs[g] * b.rs[g] * b.mean_dh_x[g];
-            offset[k] = b.rs[g] * b.mean_dh[g];
+            slope[k] = b.rs[g[k]] * b.rs[g[k]] * b.mean_dh_x[g[k]];
+            offset[k] = b.rs[g[k]] * b.mean_dh[g[k]];
+            if (SHORT) offset[k] -= f.mean[k] * slope[k];
         }
-        int s = slab.from + slab.row;
-        size_t i = slab.at(s, c);
-        const real* kept = slab.holds(s, c);
-#pragma unroll 2
-        for (; s < slab.to; s += slab.rows, i += slab.line, kept += slab.held_line) {
+        if (SHORT) f.fold_mean();
+        const stored* kept = slab.holds(slab.row, c);
+#pragma unroll(HELD && SHORT ? 1 : 2)
+        for (int left = slab.positions; left > 0; left--, i += slab.line, kept += slab.held_line) {
             Lane<V> v = lane_at<V>(HELD ? kept : x + i), d = lane_at<V>(HELD ? kept + slab.held_size : dy + i);
-            if (!HELD) pull_back<V>(v, d, f, silu);
-            for (int k = 0; k < V; k++) d.v[k] = d.v[k] * f.scale[k] - v.v[k] * slope[k] - offset[k];
+            if (!HELD && !SHORT) centre<V>(v, f);
+            if (!HELD || SHORT) pull_back<V>(v, d, f, silu);
+            for (int k = 0; k < V; k++)
+                if (SHORT) d.v[k] = d.v[k] * f.scale[k] - (v.v[k] * slope[k] + offset[k]);
+                else d.v[k] = d.v[k] * f.scale[k] - v.v[k] * slope[k] - offset[k];
+            if (added) {
+                Lane<V> p = lane_of<V>(next);
+                for (int k = 0; k < V; k++) d.v[k] = add_rn(d.v[k], p.v[k]);
+                if (left > 1) next = vector_at<V>(plus + i + slab.line);
+            }
             set_lane<V>(dx + i, d);
         }
     }

@@ -11,7 +11,7 @@ DEVICE void join(real& mean, real& square, int so_far, real m, real q, int more)
 
 // A thread takes four positions at a time, whose own mean it subtracts before it squares.
 template <int V> DEVICE void chunk_moments(
-    const real* __restrict__ x, real* __restrict__ moments, int S, int C, int width, int wide, int chunk) {
+    const stored* __restrict__ x, real* __restrict__ moments, int S, int C, int width, int wide, int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
     real *part = slab.take_part(), *part_square = slab.take_part();
     real *means = slab.take(slab.groups), *squares = slab.take(slab.groups);
@@ -58,8 +58,8 @@ template <int V> DEVICE void chunk_moments(
 
 // moments (2, N, chunks, G): means, then Σ (x - mean)², over the chunk.
 extern "C" __global__ void __launch_bounds__(256, 2) norm_moments(
-    const real* __restrict__ x, real* __restrict__ moments, int S, int C, int width, int wide, int V, int chunk) {
-    if (V == 4 && in_fours(x, x)) chunk_moments<4>(x, moments, S, C, width, wide, chunk);
+    const stored* __restrict__ x, real* __restrict__ moments, int S, int C, int width, int wide, int V, int chunk) {
+    if (V == VECTOR && in_vectors(x)) chunk_moments<VECTOR>(x, moments, S, C, width, wide, chunk);
     else chunk_moments<1>(x, moments, S, C, width, wide, chunk);
 }
 
@@ -85,8 +85,8 @@ template <int V> DEVICE void join_chunks(const Slab<V>& slab, const real* moment
 }
 
 template <int V> DEVICE void chunk_forward(
-    const real* __restrict__ x, const real* __restrict__ moments, const real* __restrict__ gamma,
-    const real* __restrict__ beta, real* __restrict__ y, real* __restrict__ stats, int S, int C, int width, int wide,
+    const stored* __restrict__ x, const real* __restrict__ moments, const real* __restrict__ gamma,
+    const real* __restrict__ beta, stored* __restrict__ y, real* __restrict__ stats, int S, int C, int width, int wide,
     int silu, int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
     real *means = slab.take(slab.groups), *rs = slab.take(slab.groups);
@@ -97,15 +97,16 @@ template <int V> DEVICE void chunk_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) norm_apply(
-    const real* __restrict__ x, const real* __restrict__ moments, const real* __restrict__ gamma,
-    const real* __restrict__ beta, real* __restrict__ y, real* __restrict__ stats, int S, int C, int width, int wide,
+    const stored* __restrict__ x, const real* __restrict__ moments, const real* __restrict__ gamma,
+    const real* __restrict__ beta, stored* __restrict__ y, real* __restrict__ stats, int S, int C, int width, int wide,
     int V, int silu, int chunk) {
-    if (V == 4 && in_fours(x, y)) chunk_forward<4>(x, moments, gamma, beta, y, stats, S, C, width, wide, silu, chunk);
+    if (V == VECTOR && in_vectors(x, gamma, beta, y))
+        chunk_forward<VECTOR>(x, moments, gamma, beta, y, stats, S, C, width, wide, silu, chunk);
     else chunk_forward<1>(x, moments, gamma, beta, y, stats, S, C, width, wide, silu, chunk);
 }
 
 template <int V> DEVICE void chunk_sums(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const stored* __restrict__ x, const stored* __restrict__ dy, const real* __restrict__ gamma,
     const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ sums, int S, int C, int width,
     int wide, int silu, int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
@@ -116,34 +117,37 @@ template <int V> DEVICE void chunk_sums(
 
 // sums (2, N, chunks, C)
 extern "C" __global__ void __launch_bounds__(256, 2) norm_sums(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const stored* __restrict__ x, const stored* __restrict__ dy, const real* __restrict__ gamma,
     const real* __restrict__ beta, const real* __restrict__ stats, real* __restrict__ sums, int S, int C, int width,
     int wide, int V, int silu, int chunk) {
-    if (V == 4 && in_fours(x, dy)) chunk_sums<4>(x, dy, gamma, beta, stats, sums, S, C, width, wide, silu, chunk);
+    if (V == VECTOR && in_vectors(x, dy, gamma, beta))
+        chunk_sums<VECTOR>(x, dy, gamma, beta, stats, sums, S, C, width, wide, silu, chunk);
     else chunk_sums<1>(x, dy, gamma, beta, stats, sums, S, C, width, wide, silu, chunk);
 }
 
 template <int V> DEVICE void chunk_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const stored* __restrict__ x, const stored* __restrict__ dy, const real* __restrict__ gamma,
     const real* __restrict__ beta, const real* __restrict__ stats, const real* __restrict__ sums,
-    real* __restrict__ dx, int S, int C, int width, int wide, int silu, int chunk) {
+    const stored* __restrict__ plus, stored* __restrict__ dx, int S, int C, int width, int wide, int silu, int added,
+    int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
     Back<V> b(slab, stats);
     for (int c = threadIdx.x; c < slab.channels; c += blockDim.x) {
         b.dh_x[c] = sums[(size_t)slab.n * C + slab.first + c];
         b.dh[c] = sums[(size_t)(slab.N + slab.n) * C + slab.first + c];
     }
-    apply_back<V, false>(slab, b, x, dy, gamma, beta, dx, silu);
+    apply_back<V, false>(slab, b, x, dy, gamma, beta, plus, dx, silu, added);
 }
 
-// sums (2, N, C)
+// sums (2, N, C).  added: whether plus is; else it is not read.
 extern "C" __global__ void __launch_bounds__(256, 2) norm_back(
-    const real* __restrict__ x, const real* __restrict__ dy, const real* __restrict__ gamma,
+    const stored* __restrict__ x, const stored* __restrict__ dy, const real* __restrict__ gamma,
     const real* __restrict__ beta, const real* __restrict__ stats, const real* __restrict__ sums,
-    real* __restrict__ dx, int S, int C, int width, int wide, int V, int silu, int chunk) {
-    if (V == 4 && in_fours(x, dy, dx))
-        chunk_back<4>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
-    else chunk_back<1>(x, dy, gamma, beta, stats, sums, dx, S, C, width, wide, silu, chunk);
+    const stored* __restrict__ plus, stored* __restrict__ dx, int S, int C, int width, int wide, int V, int silu,
+    int added, int chunk) {
+    if (V == VECTOR && in_vectors(x, dy, gamma, beta, plus, dx))
+        chunk_back<VECTOR>(x, dy, gamma, beta, stats, sums, plus, dx, S, C, width, wide, silu, added, chunk);
+    else chunk_back<1>(x, dy, gamma, beta, stats, sums, plus, dx, S, C, width, wide, silu, added, chunk);
 }
 
 // to[i, c] = Σ_r from[i, r, c], r < rows: 32 columns a block, eight sums for each.  grid (⌈C/32⌉, I)
