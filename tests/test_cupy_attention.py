@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host.host_device import ORDERS, HostDevice
+from cuda_host.host_device import ORDERS, HostDevice, bf16_bits, rounded
 from cupy_checks import Host, barriers, dtypes, layouts, orders
 from ddpm_ref_cupy import CupyBackend, attention
 from ddpm_ref_cupy.attention import shared_bytes
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ddpm_ref import backend_cases as cases
 from ddpm_ref.backend_cases import Case, check_case
+from ddpm_ref.nn import ops
 
 
 def _device(host: Host, order: str = "forward", *, products: bool = False, **options: Any) -> HostDevice:
@@ -48,6 +49,28 @@ def test_sizes_at_the_border_of_one_block_keep_the_contract(host: Host, shape: t
     check_case(CupyBackend(device=run), cases.attention(*shape))
     small = max(shape[1:]) <= attention.SMALL
     assert all(("small" in launch.kernel) == small for launch in run.launches)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 21), st.integers(1, 4), orders, st.booleans())
+def test_bfloat16_is_off_by_its_roundings_alone(host: Host, n: int, s: int, c: int, order: str, products: bool) -> None:
+    """P, its gradient and the results are each rounded once, the small kernel's P only for the adjoint."""
+    bits = [bf16_bits(a).reshape(a.shape) for a in cases.normals(s, *[(n, s, 8 * c)] * 4)]
+    run = _device(host, order, products=products)
+    *args, dy = map(run.to_device, bits)
+    y, backward = attention.attention(run, *args)
+    found = [y, *backward(dy)]
+    q, k, v, dy = (rounded(a, "fp32").astype(np.float64) for a in bits)
+    exact, exact_backward = ops.attention(q, k, v)
+    P = np.exp(q @ k.swapaxes(1, 2) / (8 * c) ** 0.5)
+    P /= P.sum(axis=2, keepdims=True)
+    d = np.abs(dy) @ np.abs(v).swapaxes(1, 2)
+    dA = P * (d + (P * d).sum(axis=2, keepdims=True)) / (8 * c) ** 0.5
+    turned = P.swapaxes(1, 2), dA.swapaxes(1, 2)
+    magnitudes = P @ np.abs(v), 3 * dA @ np.abs(k), 3 * turned[1] @ np.abs(q), turned[0] @ np.abs(dy)
+    for a, wanted, magnitude in zip(found, (exact, *exact_backward(dy)), magnitudes, strict=True):
+        assert a.dtype == np.uint16
+        assert (np.abs(rounded(a, "fp32") - wanted) <= (np.abs(wanted) + magnitude) / 256 + 1e-5 * magnitude).all()
 
 
 def _results(run: HostDevice, case: Case) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host.host_device import ORDERS, HostDevice
+from cuda_host.host_device import ORDERS, HostDevice, bf16_bits, rounded
 from ddpm_ref_cupy import noise
 from ddpm_ref_cupy.device import Launch
 from hypothesis import given
@@ -131,6 +131,20 @@ def test_dropout_by_draws_that_are_not_kept_is_dropout_by_draws(
     found, found_backward = noise.dropout_at(run, run.to_device(x), rate, seed, *stream, layer=layer)
     same(found, y)
     same(found_backward(run.to_device(dy)), backward(dy))
+
+
+@given(seeds, st.lists(images, min_size=1, max_size=4), st.integers(1, 9), st.floats(0, 0.9), orders)
+def test_dropout_of_bfloat16_drops_the_same_and_rounds_once(
+    host: Host, seed: int, samples: list[int], eights: int, rate: float, order: str
+) -> None:
+    run, shape = host(order), (3, 8 * eights)
+    x, dy = (bf16_bits(a).reshape(a.shape) for a in batch(seed, samples, shape, np.float32))
+    u = random.uniform(seed, Purpose.DROPOUT, 7, samples, shape, layer=2)
+    y, backward = ops.dropout(rounded(x, "fp32"), u, rate)
+    stream = counters(run, 7), 1, noise.numbers(run, samples)
+    found, found_backward = noise.dropout_at(run, run.to_device(x), rate, seed, *stream, layer=2)
+    same(found, bf16_bits(y).reshape(x.shape))
+    same(found_backward(run.to_device(dy)), bf16_bits(backward(rounded(dy, "fp32"))).reshape(x.shape))
 
 
 # --- fused with Eq. 4 and with Algorithm 2's line 4 ------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import Device, Launch, real_of
 
 SMALL = 64  # positions, and channels, at most for one block an image; more is faster as matrix products
 _WARPS = 4
@@ -14,8 +14,9 @@ def attention(run: Device, q: Array, k: Array, v: Array) -> tuple[Array, Backwar
     """`ops.attention`. The softmax is kept for the adjoint. Small images are computed in full float32."""
     q, k, v = run.contiguous(q), run.contiguous(k), run.contiguous(v)
     n, s, c = q.shape
-    scale = q.dtype.type(c**-0.5)
-    small = max(s, c) <= SMALL and shared_bytes(s, c, q.itemsize, backward=True) <= run.shared_limit
+    real = real_of(q.dtype)
+    scale = real.type(c**-0.5)
+    small = max(s, c) <= SMALL and shared_bytes(s, c, real.itemsize, backward=True) <= run.shared_limit
     P, y = run.empty((n, s, s), q.dtype), run.empty(q.shape, q.dtype)
     (_small if small else _products)(run, q, k, v, y, P, scale)
 
@@ -28,9 +29,10 @@ def attention(run: Device, q: Array, k: Array, v: Array) -> tuple[Array, Backwar
 
 
 def _products(run: Device, q: Array, k: Array, v: Array, y: Array, P: Array, scale: np.floating) -> None:
-    run.matmul(q, k, P, trans_b=True)
+    scores = _unrounded(run, P)
+    run.matmul(q, k, scores, trans_b=True)
     launch, sizes = _rows("attention.attention_softmax", P)
-    run.launch(launch, P, *sizes, scale)
+    run.launch(launch, scores, P, *sizes, scale)
     run.matmul(P, v, y)
 
 
@@ -47,11 +49,17 @@ def _products_back(
     scale: np.floating,
 ) -> None:
     run.matmul(P, dy, dv, trans_a=True)
-    dA = run.matmul(dy, v, run.empty(P.shape, P.dtype), trans_b=True)
+    dA = run.empty(P.shape, P.dtype)
+    dP = run.matmul(dy, v, _unrounded(run, dA), trans_b=True)
     launch, sizes = _rows("attention.attention_softmax_back", P)
-    run.launch(launch, P, dA, *sizes, scale)
+    run.launch(launch, P, dP, dA, *sizes, scale)
     run.matmul(dA, k, dq)
     run.matmul(dA, q, dk, trans_a=True)
+
+
+def _unrounded(run: Device, P: Array) -> Array:
+    """Where products go that become P by a softmax kernel: P itself unless it is bfloat16."""
+    return run.empty(P.shape, np.float32) if P.dtype == np.uint16 else P
 
 
 def _rows(kernel: str, P: Array) -> tuple[Launch, tuple[np.int32, np.int32]]:
@@ -87,7 +95,8 @@ def _images(kernel: str, q: Array, *, backward: bool) -> Launch:
     n, s, c = q.shape
     tiles = -(-s // 4) * -(-max(s, c) // 4)
     threads = min(256, max(64, 32 * -(-tiles // 32)))
-    return Launch(kernel, (n,), (threads, 1, 1), shared_bytes(s, c, q.itemsize, backward=backward), q.dtype)
+    shared = shared_bytes(s, c, real_of(q.dtype).itemsize, backward=backward)
+    return Launch(kernel, (n,), (threads, 1, 1), shared, q.dtype)
 
 
 def shared_bytes(s: int, c: int, itemsize: int, *, backward: bool) -> int:

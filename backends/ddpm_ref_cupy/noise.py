@@ -14,7 +14,7 @@ from ddpm_ref.checks import Array, Steps, check_same_shape, check_step
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.random import Purpose
 from ddpm_ref.schedule import Schedule, Table
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import Device, Launch, real_of
 
 BLOCK = 256  # threads, each of which makes four numbers
 MOST_BLOCKS = 1 << 16
@@ -128,7 +128,7 @@ def dropout_at(
         x = run.contiguous(x)
         y, n, count = run.empty(x.shape, x.dtype), len(x), _count(x)
         stream = np.uint64(seed), counters, np.int32(slot), _last(Purpose.DROPOUT, layer)
-        how, keep = launch("dropout_at", n, count, x.dtype), x.dtype.type(1 / (1 - rate))
+        how, keep = launch("dropout_at", n, count, x.dtype), real_of(x.dtype).type(1 / (1 - rate))
         run.launch(how, x, y, samples, np.int64(n), np.int64(count), *stream, np.float32(rate), keep)
         return y
 

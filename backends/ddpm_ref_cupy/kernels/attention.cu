@@ -5,7 +5,7 @@
 // attention_small, attention_small_back        one block an image: all in shared memory, products in tiles of 4x4
 
 // to = softmax(scale from), a row of S numbers, by one warp; to may be from, since a lane reads only what it writes.
-DEVICE void softmax(const real* from, real* to, int S, real scale) {
+template <class To> DEVICE void softmax(const real* from, To* to, int S, real scale) {
     int lane = threadIdx.x % 32;
     real most = from[0] * scale, sum = 0;
 #pragma unroll 8
@@ -15,31 +15,32 @@ DEVICE void softmax(const real* from, real* to, int S, real scale) {
     for (int j = lane; j < S; j += 32) sum += exp(from[j] * scale - most);
     sum = warp_sum(sum);
 #pragma unroll 4
-    for (int j = lane; j < S; j += 32) to[j] = exp(from[j] * scale - most) / sum;
+    for (int j = lane; j < S; j += 32) set(to[j], exp(from[j] * scale - most) / sum);
 }
 
-// d becomes scale P (d - Σ P d), a row of S numbers, by one warp.
-DEVICE void softmax_adjoint(const real* P, real* d, int S, real scale) {
+// to = scale P (d - Σ P d), a row of S numbers, by one warp; to may be d.
+template <class From, class To> DEVICE void softmax_adjoint(const From* P, const real* d, To* to, int S, real scale) {
     int lane = threadIdx.x % 32;
     real sum = 0;
 #pragma unroll 4
-    for (int j = lane; j < S; j += 32) sum += P[j] * d[j];
+    for (int j = lane; j < S; j += 32) sum += value(P[j]) * d[j];
     sum = warp_sum(sum);
 #pragma unroll 4
-    for (int j = lane; j < S; j += 32) d[j] = (d[j] - sum) * P[j] * scale;
+    for (int j = lane; j < S; j += 32) set(to[j], (d[j] - sum) * value(P[j]) * scale);
 }
 
-// P (rows, S) in place.  A warp a row; warps beyond the last row have nothing to do.
-extern "C" __global__ void __launch_bounds__(128) attention_softmax(real* P, int rows, int S, real scale) {
-    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row < rows) softmax(P + (size_t)row * S, P + (size_t)row * S, S, scale);
+// P (rows, S) of the scores, which may be the same array.  A warp a row; warps beyond the last have nothing to do.
+extern "C" __global__ void __launch_bounds__(128) attention_softmax(
+    const real* scores, stored* P, int rows, int S, real scale) {
+    size_t row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row < rows) softmax(scores + row * S, P + row * S, S, scale);
 }
 
-// dP (rows, S) becomes dA, the gradient of the scores.
+// dA (rows, S), the gradient of the scores, of dP, which may be the same array.
 extern "C" __global__ void __launch_bounds__(128) attention_softmax_back(
-    const real* __restrict__ P, real* __restrict__ dP, int rows, int S, real scale) {
-    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row < rows) softmax_adjoint(P + (size_t)row * S, dP + (size_t)row * S, S, scale);
+    const stored* __restrict__ P, const real* dP, stored* dA, int rows, int S, real scale) {
+    size_t row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row < rows) softmax_adjoint(P + row * S, dP + row * S, dA + row * S, S, scale);
 }
 
 // --- whole images in shared memory -----------------------------------------------------------------------------------
@@ -64,11 +65,11 @@ struct Tiles {
         return *reinterpret_cast<const Row*>(at + row * pitch + 4 * column);
     }
 
-    __device__ void load(const real* from, int R, int C) const {
+    __device__ void load(const stored* from, int R, int C) const {
         int width = 4 * columns;
         for (int i = threadIdx.x; i < 4 * rows * width; i += blockDim.x) {
             int r = i / width, c = i % width;
-            at[r * pitch + c] = r < R && c < C ? from[r * C + c] : 0;
+            at[r * pitch + c] = r < R && c < C ? value(from[r * C + c]) : real(0);
         }
     }
 };
@@ -104,8 +105,8 @@ template <bool A_ACROSS, bool B_ACROSS, class Store> DEVICE void product(const T
 
 // One image a block; P (N, S, S) is kept for the adjoint.
 extern "C" __global__ void __launch_bounds__(256) attention_small(
-    const real* __restrict__ q, const real* __restrict__ k, const real* __restrict__ v, real* __restrict__ y,
-    real* __restrict__ P, int S, int C, real scale) {
+    const stored* __restrict__ q, const stored* __restrict__ k, const stored* __restrict__ v, stored* __restrict__ y,
+    stored* __restrict__ P, int S, int C, real scale) {
     extern __shared__ __align__(16) real shared[];
     real* free = shared;
     Tiles q_(free, S, C), k_(free, S, C), v_(free, S, C), P_(free, S, S);
@@ -119,17 +120,17 @@ extern "C" __global__ void __launch_bounds__(256) attention_small(
     for (int i = threadIdx.x / 32; i < S; i += blockDim.x / 32) {
         real* row = P_.at + i * P_.pitch;
         softmax(row, row, S, scale);
-        for (int j = threadIdx.x % 32; j < S; j += 32) P[square + i * S + j] = row[j];
+        for (int j = threadIdx.x % 32; j < S; j += 32) set(P[square + i * S + j], row[j]);
     }
     __syncthreads();
     product<true, false>(P_, v_, [&](int i, int c, real a) {
-        if (i < S && c < C) y[image + i * C + c] = a;
+        if (i < S && c < C) set(y[image + i * C + c], a);
     });
 }
 
 extern "C" __global__ void __launch_bounds__(256) attention_small_back(
-    const real* __restrict__ q, const real* __restrict__ k, const real* __restrict__ v, const real* __restrict__ P,
-    const real* __restrict__ dy, real* __restrict__ dq, real* __restrict__ dk, real* __restrict__ dv, int S, int C,
+    const stored* __restrict__ q, const stored* __restrict__ k, const stored* __restrict__ v, const stored* __restrict__ P,
+    const stored* __restrict__ dy, stored* __restrict__ dq, stored* __restrict__ dk, stored* __restrict__ dv, int S, int C,
     real scale) {
     extern __shared__ __align__(16) real shared[];
     real* free = shared;
@@ -145,11 +146,11 @@ extern "C" __global__ void __launch_bounds__(256) attention_small_back(
     __syncthreads();
     // Rows and columns of the padding too: there P is 0, and so dA becomes 0.
     for (int i = threadIdx.x / 32; i < 4 * dA.rows; i += blockDim.x / 32)
-        softmax_adjoint(P_.at + i * P_.pitch, dA.at + i * dA.pitch, 4 * dA.columns, scale);
+        softmax_adjoint(P_.at + i * P_.pitch, dA.at + i * dA.pitch, dA.at + i * dA.pitch, 4 * dA.columns, scale);
     __syncthreads();
-    auto into = [&](real* out) {
+    auto into = [&](stored* out) {
         return [=](int i, int c, real a) {
-            if (i < S && c < C) out[image + i * C + c] = a;
+            if (i < S && c < C) set(out[image + i * C + c], a);
         };
     };
     product<true, false>(dA, k_, into(dq));

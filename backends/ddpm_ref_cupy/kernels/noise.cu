@@ -176,15 +176,16 @@ DEVICE real dropped(real x, float u, float rate, real keep) { return mul_rn(x, u
 
 // y = x keep where the uniform is at least the rate, 0 elsewhere. The adjoint is the same of dy: it draws them again.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-dropout_at(const real* __restrict__ x, real* __restrict__ y, const u32* __restrict__ samples, i64 images, i64 count,
+dropout_at(const stored* __restrict__ x, stored* __restrict__ y, const u32* __restrict__ samples, i64 images, i64 count,
            u64 seed, const int* __restrict__ counters, int slot, u32 last, float rate, real keep) {
     const Stream s = {seed, (u32)counters[slot], last};
     for (i64 i = first_index(); i < images * blocks_of(count); i += index_step()) {
         const Place at = place(i, count);
         const Four<float> u = uniforms(s, samples[at.image], at.block);
-        const Four<real> a = get(x, at);
-        put(y, at, {dropped(a.x, u.x, rate, keep), dropped(a.y, u.y, rate, keep), dropped(a.z, u.z, rate, keep),
-                    dropped(a.w, u.w, rate, keep)});
+        Four<stored> a = get(x, at);
+        set(a.x, dropped(value(a.x), u.x, rate, keep)), set(a.y, dropped(value(a.y), u.y, rate, keep));
+        set(a.z, dropped(value(a.z), u.z, rate, keep)), set(a.w, dropped(value(a.w), u.w, rate, keep));
+        put(y, at, a);
     }
 }
 
