@@ -1,7 +1,7 @@
 """The CuPy backend on a GPU: its tests, its races, its speed beside PyTorch. Called by benchmarks/gpu.sh.
 
-Every item of a part writes OUT/PART-ITEM.json when it is done, and is not done again where that file is there. Nothing
-is started after --seconds; what is left then is listed. The table comes last.
+Every item of a part writes OUT/PART-ITEM.json when it is done, and is not done again where that file is there, of the
+same code and card. Nothing is started after --seconds; what is left then is listed. The table comes last.
 """
 
 import argparse
@@ -13,12 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_steps import sampling, timed, training
+from benchmarks.provenance import ROOT, code_hash, gpu
 
 STEPS = ("digits:train:128", "cifar10:train:128", "cifar10:sample:16", "cifar10:sample:256")
 PRECISIONS = ("tf32", "bf16", "fp32")
@@ -40,10 +40,11 @@ def main() -> int:
     parser.add_argument("--only", help="items whose names match this regular expression")
     args = parser.parse_args()
     begun, failed, left = time.monotonic(), [], []
+    of = {"code": code_hash(ROOT), "card": (gpu() or {}).get("name")}
     items = {"test": tests, "sanitize": sanitizers, "bench": benches}[args.part]()
     for item in [one for one in items if re.search(args.only or "", one.name)]:
         path = args.out / f"{args.part}-{item.name.replace(':', '-')}.json"
-        if path.exists():
+        if path.exists() and json.loads(path.read_text()).items() >= of.items():
             print(f"{item.name}: done before", flush=True)
             continue
         if time.monotonic() - begun > args.seconds:
@@ -59,7 +60,7 @@ def main() -> int:
         if "error" in result:
             failed.append(item.name)
             path = path.with_suffix(".failed.json")
-        path.write_text(json.dumps(result, indent=1, default=str) + "\n")
+        path.write_text(json.dumps(result | of, indent=1, default=str) + "\n")
     if args.part == "bench":
         table(args.out)
     print(f"failed: {', '.join(failed) or 'nothing'}; left for another call: {', '.join(left) or 'nothing'}")
@@ -152,7 +153,7 @@ def benches() -> list[Item]:
         Item("same", lambda out: in_child(same_network)),
         *(ours(step, precision) for step in STEPS for precision in PRECISIONS),
         *(torch("torch", step, ["eager", "graph"], 60) for step in STEPS),
-        Item("convs", lambda out: in_child(convolutions)),
+        Item("convs", lambda out: command(out, "bench-convs", [sys.executable, "-m", "benchmarks.gpu_conv"], 280)),
         *(torch(f"torch-{mode}", step, [mode], 200) for mode in ("compile", "autotune") for step in STEPS),
     ]
 
@@ -203,37 +204,6 @@ def same_network() -> dict[str, Any]:
     return {"errors": found} | ({"error": f"not the same network: {wrong}"} if wrong else {})
 
 
-CONVOLUTIONS = {"A": (128, 32, 128), "B": (128, 16, 256), "C": (128, 8, 256), "D": (128, 8, 32)}
-"""GPU_SPEED's cases: images, size, channels in and out."""
-TERAFLOPS = {"fp32": 67, "tf32": 395, "bf16": 790}
-TERABYTES = 4.3
-
-
-def convolutions() -> dict[str, Any]:
-    """Forward and adjoint of the convolutions of the networks, beside the floor of arithmetic and of memory."""
-    import numpy as np
-    from ddpm_ref_cupy import CupyBackend
-    from ddpm_ref_cupy.cuda import CudaDevice
-
-    rows = []
-    for precision in PRECISIONS:
-        run = CudaDevice(precision)
-        conv = CupyBackend(device=run).conv3x3
-        for name, (n, size, c) in CONVOLUTIONS.items():
-            rng = np.random.default_rng(0)
-            x, dy = (run.to_device(rng.standard_normal((n, size, size, c), dtype=np.float32)) for _ in range(2))
-            W, b = (run.to_device(rng.standard_normal(s, dtype=np.float32)) for s in ((3, 3, c, c), (c,)))
-            work = {"forward": partial(conv, x, W, b), "adjoint": partial(conv(x, W, b)[1], dy)}
-            for what, step in work.items():
-                step()
-                passes = 1 if what == "forward" else 2
-                flop = passes * 2 * x.size * 9 * c
-                least = max(flop / TERAFLOPS[precision] / 1e9, passes * 3 * x.nbytes / TERABYTES / 1e9)
-                took = statistics.median(timed(run, step, 20, 200))
-                rows.append({"case": name, "what": what, "precision": precision, "ms": took, "floor_ms": least})
-    return {"rows": rows}
-
-
 def table(out: Path) -> None:
     """What was measured so far: ours beside the best of PyTorch in the same precision."""
     best: dict[tuple[str, str], tuple[float, str]] = {}
@@ -258,10 +228,6 @@ def table(out: Path) -> None:
         if key in eager:
             line += f", {eager[key] / ours:.2f}x of its eager"
         print(line)
-    path = out / "bench-convs.json"
-    for row in json.loads(path.read_text())["rows"] if path.exists() else []:
-        took, floor = row["ms"], row["floor_ms"]
-        print(f"  conv {row['case']} {row['what']} {row['precision']} {took:8.3f} ms, {floor / took:.0%} of the floor")
 
 
 if __name__ == "__main__":

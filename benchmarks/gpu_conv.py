@@ -209,6 +209,7 @@ def measure(precision: str, shape: tuple[int, int, int], n: int, rounds: int, re
             moved = sum(a.nbytes for a in (given[0].x, given[0].dy))
             floor = 1e3 * max(arithmetic / TERAFLOPS[precision] / 1e12, moved / TERABYTES / 1e12)
             row = {"shape": [n, *shape], "pass": name, "precision": precision, "floor_ms": floor}
+            row["images"] = "bfloat16" if precision == "bf16" else "float32"
             for who, (steps, arrays) in contenders.items():
                 row[who] = timed(stream, busy, steps[name], arrays, rounds)
             if reference:

@@ -43,10 +43,12 @@ def changes() -> dict[str, Any]:
 
 
 def code_hash(root: Path) -> str:
-    """SHA-256 of every .py and .cu file of the packages and the benchmarks, names and bytes."""
+    """SHA-256 of every .py, .cu and .cuh file of the packages and the benchmarks, names and bytes."""
     found = hashlib.sha256()
     folders = [root / name for name in ("ddpm_ref", "backends", "benchmarks")]
-    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".cu")):
+    for path in sorted(
+        path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".cu", ".cuh")
+    ):
         found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return found.hexdigest()
 
@@ -59,9 +61,9 @@ def load_average() -> float | None:
         return None
 
 
-def machine(gpu: bool) -> dict[str, Any]:
+def machine(with_gpu: bool) -> dict[str, Any]:
     """What is known of this machine; null where the system does not tell."""
-    count, card = cores(), _gpu() if gpu else None
+    count, card = cores(), gpu() if with_gpu else None
     cpu, kind = _cpu_model(), _llvm_name()
     short = cpu.replace("(R)", "").replace("(TM)", "").strip()
     name = f"{count}x {short}" + (f" ({kind})" if kind else "")
@@ -135,7 +137,7 @@ def _clock() -> float | None:
     return round(clock.current) if clock and clock.current else None
 
 
-def _gpu() -> dict[str, Any] | None:
+def gpu() -> dict[str, Any] | None:
     """The card as nvidia-smi tells it: name, memory, driver, and the clocks it may run at."""
     fields = "name,memory.total,driver_version,clocks.max.sm,clocks.max.mem,power.limit"
     line = _run("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits").splitlines()[:1]

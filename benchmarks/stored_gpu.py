@@ -43,7 +43,8 @@ def read_older(folder: Path, name: str) -> Result:
                 rows += [row for one in stored for row in _convolution(one)]
                 ceilings = _ceilings({one["precision"] for one in stored})
                 commands.append("python -m benchmarks.gpu_conv")
-                facts["note"].add("convolutions in bf16: cuDNN is given bf16 arrays, ours are float32 ones")
+                if not all("images" in one for one in stored):
+                    facts["note"].add("convolutions in bf16: cuDNN is given bf16 arrays, ours are float32 ones")
                 continue
             commands.append("benchmarks/gpu.sh bench")
             if path.name.startswith("bench-ours"):
