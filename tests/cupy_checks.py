@@ -32,6 +32,17 @@ def barriers(file: str) -> list[Any]:
     ]
 
 
+def counted_barriers(file: str) -> list[Any]:
+    """`barriers` of a file whose blocks count each other, without those in front of the count, which no thread of the same
+    block needs."""
+    text = kernel_text(file)
+
+    def behind(old: str) -> str:
+        return text[text.index(old) + len(old) :][:90]
+
+    return [change for change in barriers(file) if "__threadfence" not in behind(change.values[0][0])]
+
+
 def misaligned(run: HostDevice, x: Array) -> Array:
     """x as a contiguous view that begins one element behind where fours of them do."""
     wide = run.empty((x.size + 1,), x.dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
-from cupy_checks import barriers, dtypes, layouts, misaligned, needs_compiler, orders
+from cupy_checks import counted_barriers, dtypes, layouts, misaligned, needs_compiler, orders
 from cupy_conv_checks import arguments, hold, results
 from ddpm_ref_cupy import CupyBackend, conv, tiles
 from hypothesis import given, settings
@@ -105,9 +105,12 @@ def test_the_bits_do_not_depend_on_which_thread_runs_first() -> None:
 
 
 CHANGES = [
-    *barriers("conv_tensor"),
+    *counted_barriers("conv_tensor"),
+    pytest.param(("block < count", "block < 1"), id="one of a tile's blocks alone"),
+    pytest.param(("sums[i] = sum;", ""), id="the last block's sums alone"),
+    pytest.param(("arrived[tile] = 0", "arrived[tile] = 1"), id="a count not set back"),
     pytest.param(("tap / 3 - 1) * (Q + 2)", "tap / 3 - 1) * (Q + 1)"), id="a tap one place off"),
-    pytest.param(("async_wait<AHEAD - 1>();", ""), id="filters not waited for"),
+    pytest.param(("async_wait<AHEAD - 1>();\n            if", "if"), id="filters not waited for"),
     pytest.param(("lane / 16 * EACH", "lane / 8 * EACH"), id="a fragment's columns"),
     pytest.param(("column + place % wide - 1", "column + place % wide"), id="the rim one pixel off"),
 ]
@@ -117,17 +120,21 @@ CHANGES = [
 def test_a_mistake_in_the_kernel_shows(change: tuple[str, str]) -> None:
     """Each barrier and index is there for a reason: changed, some order of threads gives other results or stops."""
     args = arguments(3, 8, 8, 96, 40, bf16=True)
-    wanted = results(HostDevice("forward", "bf16"), *args, bf16=True)
 
-    def differs(order: str) -> bool:
-        run = HostDevice(order, "bf16", replace={"conv_tensor": [change]})
-        run.processors = 1
+    def bits(order: str, processors: int, **how: Any) -> list[bytes]:
+        run = HostDevice(order, "bf16", **how)
+        run.processors = processors
+        return [a.tobytes() for _ in range(2) for a in results(run, *args, bf16=True)]
+
+    def differs(order: str, processors: int) -> bool:
         try:
-            return any(a.tobytes() != b.tobytes() for a, b in zip(results(run, *args, bf16=True), wanted, strict=True))
+            changed = bits(order, processors, replace={"conv_tensor": [change]})
         except RuntimeError:
             return True
+        return changed != bits("forward", processors)
 
-    assert any(map(differs, reversed(ORDERS)))
+    # One processor: no two blocks share a tile. Many: they do.
+    assert any(differs(order, processors) for processors in (1, 132) for order in reversed(ORDERS))
 
 
 # --- the rule, which needs no kernel ---------------------------------------------------------------------------------
@@ -153,6 +160,9 @@ def test_blocks_cover_every_pixel_and_channel_and_fit(
     else:
         assert t.count == n * -(-h // t.rows) * -(-w // t.columns)
     assert cut.grid[0] * wide >= d and cut.grid[1] == t.count
+    total, share = cut.grid[0] * cut.grid[1], cut.grid[2]
+    assert share == 1 or (total * share <= processors and share <= -(-c // tiles.CHUNK[precision]))
+    assert cut.parts == (1 if share == 1 else total * share * pixels * wide)
     assert cut.shared <= 227 << 10 and 4 * t.places <= 12 * cut.threads
 
 

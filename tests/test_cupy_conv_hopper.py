@@ -32,7 +32,7 @@ FITTING = [(1, 8, 8), (2, 8, 8), (5, 8, 8), (9, 7, 8), (2, 16, 16), (1, 16, 32),
 
 @settings(deadline=None, max_examples=15)
 @given(
-    st.sampled_from(FITTING), st.integers(1, 35), st.integers(1, 18), ways, orders, st.booleans(), st.booleans(),
+    st.sampled_from(FITTING), st.integers(1, 18), st.integers(1, 9), ways, orders, st.booleans(), st.booleans(),
     st.sampled_from([1, 2, 132]),
 )  # fmt: skip
 def test_products_sum_exactly_the_roundeds(
@@ -47,13 +47,14 @@ def test_products_sum_exactly_the_roundeds(
     processors: int,
 ) -> None:
     precision, bf16 = way
-    args = arguments(*shape, 4 * c, 4 * d, per_image=per_image, bf16=bf16)
+    each = 8 if precision == "bf16" else 4
+    args = arguments(*shape, each * c, each * d, per_image=per_image, bf16=bf16)
     run = _hopper(host(order, precision), processors)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hopper, "LEAST", 4)
         hold(results(run, *args, bf16=bf16, plus=plus), precision, *args, plus=plus)
     both_ways = [launch.kernel for launch in run.launches if f"conv_hopper.{precision}_" in launch.kernel]
-    gradient = precision == "bf16" and c % 2 == d % 2 == 0 and hopper.tiling(*shape, 256) is not None
+    gradient = precision == "bf16" and hopper.tiling(*shape, 256) is not None
     assert len(both_ways) == 2 + gradient
 
 

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice, bf16_bits, rounded
-from cuda_host.source import kernel_text
-from cupy_checks import barriers, dtypes, layouts, needs_compiler, orders
+from cupy_checks import counted_barriers, dtypes, layouts, needs_compiler, orders
 from ddpm_ref_cupy import CupyBackend, dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,18 +130,9 @@ def test_column_sums_add_every_row_once(rows: int, d: int, order: str) -> None:
     np.testing.assert_allclose(parts, dy.sum(axis=0, keepdims=True), rtol=1e-12, atol=1e-11)
 
 
-def _barriers(file: str) -> list[Any]:
-    """All but those in front of the count of blocks, which no thread of the same block needs."""
-    return [change for change in barriers(file) if "== 0) {" not in _behind(file, change.values[0])]
-
-
-def _behind(file: str, change: tuple[str, str]) -> str:
-    text = kernel_text(file)
-    place = text.index(change[0]) + len(change[0])
-    return text[place : place + 90] if "__threadfence" in text[place : place + 90] else ""
-
-
-@pytest.mark.parametrize("file, change", [(f, p.values[0]) for f in ("dense", "dense_small") for p in _barriers(f)])
+@pytest.mark.parametrize(
+    "file, change", [(f, p.values[0]) for f in ("dense", "dense_small") for p in counted_barriers(f)]
+)
 def test_a_deleted_barrier_shows(file: str, change: tuple[str, str]) -> None:
     dy, x, W, b = cases.normals(0, (300, 40), (300, 40), (40, 40), (40,))
 

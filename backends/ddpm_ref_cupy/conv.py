@@ -140,9 +140,10 @@ def _convolve_tiles(
     t = cut.tiling
     step = -1 if b is None else 0 if b.ndim == 1 else d
     sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, step, plus is not None)
-    nothing = run.empty((1,), np.float32) if b is None else b
-    launch = Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared, kind)
-    run.launch(launch, x, filters, nothing, y if plus is None else plus, y, *map(np.int32, sizes))
+    arrays = [x, filters, run.empty((1,), np.float32) if b is None else b, y if plus is None else plus, y]
+    if cut.parts:
+        arrays.append(run.empty((cut.parts,), np.float32))
+    run.launch(Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared, kind), *arrays, *map(np.int32, sizes))
     return y
 
 

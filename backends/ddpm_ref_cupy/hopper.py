@@ -44,7 +44,7 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             chunk = 8 * EACH[precision]
             filters = -(-d // wide) * wide * -(-c // chunk) * chunk * 9
             grid = (min(total, processors * max(1, SHARED // shared)),)
-            found, least = Blocks(next(names), grid, THREADS, shared, cut, wide, next(names), filters), cost
+            found, least = Blocks(next(names), grid, THREADS, shared, cut, wide, next(names), filters, 0), cost
     return found
 
 

@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
 
 class Blocks(NamedTuple):
     """A convolution: kernel, grid, threads, bytes of shared memory, tiles; channels of a block, the kernel that packs
-    the filters, and how many numbers these then are."""
+    the filters, and how many numbers these then are.  parts: numbers that a tile's blocks leave; 0: it takes none."""
 
     kernel: str
     grid: tuple[int, ...]
@@ -43,6 +43,7 @@ class Blocks(NamedTuple):
     wide: int
     pack: str
     filters: int
+    parts: int
 
 
 class GradientBlocks(NamedTuple):
@@ -86,7 +87,11 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             shared = 2 * cut.places * 80 + ring + 4 * cut.places
             names = (f"conv_tensor.{name}" for name in (f"{precision}_{pixels}x{wide}", f"pack_{precision}_filters"))
             filters = 9 * padded(c, precision) * -(-d // EACH[precision]) * EACH[precision]
-            found = Blocks(next(names), grid, threads, shared, cut, wide, next(names), filters)
+            # Where tiles fill less than half of the processors, blocks share one, each with some of the chunks.
+            total = grid[0] * grid[1]
+            share = max(1, min(padded(c, precision) // CHUNK[precision], processors // total))
+            parts = total * share * pixels * wide if share > 1 else 1
+            found = Blocks(next(names), (*grid, share), threads, shared, cut, wide, next(names), filters, parts)
             least = cost
     return found
 

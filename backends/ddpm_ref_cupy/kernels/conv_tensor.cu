@@ -122,12 +122,46 @@ DEVICE void load_transposed(u32 (&a)[4], const u32* from, const int (&mine)[2], 
 // asynchronous copies: the next chunk, in PIECES at the first taps of this one, to the other of two tiles; and filters,
 // already rounded and filled up with zeros to whole chunks and 16 bytes, (9, C, D), a tap at a time, AHEAD taps before their
 // own. AHEAD taps after it brought a piece, a thread settles it.
+//
+// Where there are few tiles, gridDim.z blocks share one, each making the sums over some of the chunks. They write them to
+// parts, [tile][block][BM][BN] as the threads hold them, and the block of a tile that ends last adds them up, in the blocks'
+// order whichever that is.
 // C: a multiple of EACH.  bias_step: 0, D for one bias an image, or -1 for none.  with_plus: whether plus is added.
+
+// Blocks of each tile that have come to their end. The last sets it back to 0 for the next launch: launches of one module
+// must not overlap, and on the one stream there is they do not.
+__device__ u32 arrived[1024];
+
+// sums of all of a tile's blocks, to the threads of the one that ends last: which returns true.
+template <int COUNT, int THREADS> DEVICE bool add_blocks(float (&sums)[COUNT], float* parts) {
+    __shared__ u32 before;
+    int tile = blockIdx.y * gridDim.x + blockIdx.x, thread = threadIdx.x, count = gridDim.z;
+    float* all = parts + (i64)tile * count * COUNT * THREADS;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) all[((i64)blockIdx.z * COUNT + i) * THREADS + thread] = sums[i];
+    __syncthreads();
+    if (thread == 0) {
+        __threadfence();  // this block's sums, written before the barrier, are there for who sees it counted
+        before = atomicAdd(&arrived[tile], 1u);
+        if (before == (u32)count - 1) arrived[tile] = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    if (before != (u32)count - 1) return false;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        float sum = 0;
+        for (int block = 0; block < count; block++)  // volatile: from where other blocks' writes are seen
+            sum += *(const volatile float*)(all + ((i64)block * COUNT + i) * THREADS + thread);
+        sums[i] = sum;
+    }
+    return true;
+}
 
 template <int BM, int BN, int WM, int WN, class T>
 DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __restrict__ filters,
-                     const float* __restrict__ bias, const stored* __restrict__ plus, stored* __restrict__ y, int N, int H,
-                     int W, int C, int D, int images, int R, int Q, int bias_step, int with_plus) {
+                     const float* __restrict__ bias, const stored* __restrict__ plus, stored* __restrict__ y, float* parts,
+                     int N, int H, int W, int C, int D, int images, int R, int Q, int bias_step, int with_plus) {
     constexpr int THREADS = WM * WN * 32, TM = BM / WM, TN = BN / WN, MI = TM / 16, NJ = TN / 8;
     constexpr int EACH = Operand<T>::EACH, DEPTH = Operand<T>::DEPTH, PIECES = 6, PER = 2;
     constexpr int CHUNK = 64 / sizeof(T), PITCH = CHUNK + 16 / sizeof(T), ROW = BN + Operand<T>::LONGER, AHEAD = 3;
@@ -143,13 +177,14 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
     int first[MI];  // where this lane's row of each fragment of x begins, for the tap in the middle
 #pragma unroll
     for (int i = 0; i < MI; i++) first[i] = tile.place(m0 + 16 * i + lane % 16) * PITCH;
-    float sums[MI][NJ][4] = {};
+    float all_sums[MI * NJ * 4] = {};
+    auto& sums = reinterpret_cast<float(&)[MI][NJ][4]>(all_sums);
 
-    int chunks = (C + CHUNK - 1) / CHUNK, stages = 9 * chunks;
+    int chunks = (C + CHUNK - 1) / CHUNK, begin = chunks * blockIdx.z / gridDim.z, end = chunks * (blockIdx.z + 1) / gridDim.z;
     int wide_c = chunks * CHUNK, wide_d = (D + EACH - 1) / EACH * EACH;
     bool twos = D % 2 == 0;
     auto fetch_filters = [&](int stage) {
-        if (stage < stages) {
+        if (stage < 9 * end) {
             const T* from = filters + ((i64)(stage % 9) * wide_c + stage / 9 * CHUNK) * wide_d + d0;
             T* to = ring + stage % (AHEAD + 1) * CHUNK * ROW;
             constexpr int ACROSS = BN / EACH;
@@ -183,14 +218,14 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
     };
 
     __syncthreads();
-    for (int piece = 0; piece < PIECES; piece++) bring(0, piece);
-    for (int stage = 0; stage < AHEAD; stage++) fetch_filters(stage);
+    for (int piece = 0; piece < PIECES; piece++) bring(begin, piece);
+    for (int stage = 9 * begin; stage < 9 * begin + AHEAD; stage++) fetch_filters(stage);
     async_wait<AHEAD - 1>();
-    for (int piece = 0; piece < PIECES; piece++) settle(0, piece);
-    for (int chunk = 0; chunk < chunks; chunk++) {
+    for (int piece = 0; piece < PIECES; piece++) settle(begin, piece);
+    for (int chunk = begin; chunk < end; chunk++) {
         for (int tap = 0; tap < 9; tap++) {
             int stage = 9 * chunk + tap;
-            bool more = chunk + 1 < chunks;
+            bool more = chunk + 1 < end;
             async_wait<AHEAD - 1>();
             if (more && tap >= AHEAD) settle(chunk + 1, tap - AHEAD);
             __syncthreads();  // this stage is there for all, and nobody reads the one before it any more
@@ -212,6 +247,7 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
         }
     }
     async_wait<0>();
+    if (gridDim.z > 1 && !add_blocks<MI * NJ * 4, THREADS>(all_sums, parts)) return;
 
 #pragma unroll
     for (int i = 0; i < MI; i++)
@@ -240,9 +276,9 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
 #define CONVOLVE(name, BM, BN, WM, WN, T, RAW)                                                                         \
     extern "C" __global__ void __launch_bounds__(WM * WN * 32) name(                                                   \
         const RAW* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                      \
-        const stored* __restrict__ plus, stored* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, \
-        int Q, int tiles, int bias_step, int with_plus) {                                                              \
-        convolve<BM, BN, WM, WN, T>(x, filters, bias, plus, y, N, H, W, C, D, images, R, Q, bias_step, with_plus);     \
+        const stored* __restrict__ plus, stored* __restrict__ y, float* parts, int N, int H, int W, int C, int D,      \
+        int images, int R, int Q, int tiles, int bias_step, int with_plus) {                                           \
+        convolve<BM, BN, WM, WN, T>(x, filters, bias, plus, y, parts, N, H, W, C, D, images, R, Q, bias_step, with_plus); \
     }
 CONVOLVE(bf16_256x128, 256, 128, 4, 2, bf16, bf16)
 CONVOLVE(bf16_128x128, 128, 128, 2, 2, bf16, bf16)
