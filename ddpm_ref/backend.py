@@ -54,8 +54,10 @@ class Backend:
     keeps to this: inputs are read-only, results are new arrays of the inputs' dtype (what the adjoints of `concat` and
     `add` return may be dy or views of it) and the same bits for the same call with the same number of threads. An
     adjoint may be called any number of times, whatever was called in between, as long as the forward's inputs are what
-    they were. A NaN in an image shows in the results of that image, in all that depends on it, and in no other
-    image's. `ddpm_ref.check_backend` holds it to that.
+    they were. Where there is a `plus`, of a result's shape and dtype, the result is that of the operation followed by
+    `add`; the adjoints of `dense` and `group_norm` take one for dx: `backward(dy, plus=None)`. A NaN in an image shows
+    in the results of that image, in all that depends on it, and in no other image's. `ddpm_ref.check_backend` holds it
+    to that.
     """
 
     name = "numpy"
@@ -83,18 +85,20 @@ class Backend:
         """Scratch memory for this backend's operations."""
         return Workspace()
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
-        """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D)."""
-        return ops.conv3x3(x, W, b, stride=stride)
+    def conv3x3(
+        self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None
+    ) -> tuple[Array, Backward]:
+        """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D), + plus."""
+        return ops.conv3x3(x, W, b, stride=stride, plus=plus)
 
-    def dense(self, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
-        """`ops.dense`: (..., C) -> (..., D), the 1x1 convolution."""
-        return ops.dense(x, W, b)
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> tuple[Array, Backward]:
+        """`ops.dense`: (..., C) -> (..., D), + plus, the 1x1 convolution; its adjoint adds a plus to dx."""
+        return ops.dense(x, W, b, plus=plus)
 
     def group_norm(
         self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
     ) -> tuple[Array, Backward]:
-        """`ops.group_norm`, fused with SiLU if asked."""
+        """`ops.group_norm`, fused with SiLU if asked; its adjoint adds a plus to dx."""
         return ops.group_norm(x, gamma, beta, groups, silu=silu)
 
     def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Backward]:

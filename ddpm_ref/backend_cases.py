@@ -47,36 +47,114 @@ def normals(seed: int, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
     return tuple(rng.standard_normal(shape) for shape in shapes)
 
 
-def conv3x3(n: int, h: int, w: int, c: int, d: int, *, stride: int = 1, per_image: bool = False, seed: int = 0) -> Case:
-    """Convolution, with one bias or one per image."""
-    args = normals(seed, (n, h, w, c), (3, 3, c, d), (n, d) if per_image else (d,))
+def conv3x3(
+    n: int,
+    h: int,
+    w: int,
+    c: int,
+    d: int,
+    *,
+    stride: int = 1,
+    per_image: bool = False,
+    plus: bool = False,
+    seed: int = 0,
+) -> Case:
+    """Convolution, with one bias or one per image; plus: an array added to y is the last argument."""
+    shapes = [(n, h, w, c), (3, 3, c, d), (n, d) if per_image else (d,)]
+    if plus:
+        shapes.append((n, -(-h // stride), -(-w // stride), d))
+
+    def call(on: Any, *a: Array, **more: Array) -> Any:
+        return on.conv3x3(*a, stride=stride, **more)
+
     return Case(
         "conv3x3",
-        f"stride {stride}",
-        lambda on, *a: on.conv3x3(*a, stride=stride),
-        args,
+        f"stride {stride}" + ", plus" * plus,
+        _added_to_y(call) if plus else call,
+        normals(seed, *shapes),
         bounds.of_convolution,
-        linear=((0, (2,)), (1, (2,))),
+        linear=((0, (2, 3)), (1, (2, 3)), (3, (0, 2))) if plus else ((0, (2,)), (1, (2,))),
     )
 
 
-def dense(shape: tuple[int, ...], d: int, *, seed: int = 0) -> Case:
-    """y = x W + b on (..., C)."""
-    args = normals(seed, shape, (shape[-1], d), (d,))
-    return Case("dense", "", lambda on, *a: on.dense(*a), args, bounds.of_linear, linear=((0, (2,)), (1, (2,))))
+def dense(shape: tuple[int, ...], d: int, *, plus: str = "", seed: int = 0) -> Case:
+    """y = x W + b on (..., C).
+
+    plus: "y", an array added to y is the last argument; "dx", x is also handed on as it is, and what comes back from
+    there is added to dx.
+    """
+    shapes = [shape, (shape[-1], d), (d,), *([(*shape[:-1], d)] if plus == "y" else [])]
+
+    def call(on: Any, *a: Array, **more: Array) -> Any:
+        return on.dense(*a, **more)
+
+    options, whole, linear = {
+        "": ("", call, ((0, (2,)), (1, (2,)))),
+        "y": ("plus", _added_to_y(call), ((0, (2, 3)), (1, (2, 3)), (3, (0, 2)))),
+        "dx": ("plus to dx", _added_to_dx(call), ((0, (2,)),)),
+    }[plus]
+    return Case("dense", options, whole, normals(seed, *shapes), bounds.of_linear, linear)
 
 
-def group_norm(n: int, h: int, w: int, c: int, groups: int, *, silu: bool, mean: float = 0.5, seed: int = 0) -> Case:
-    """GroupNorm, of images whose mean is not 0."""
+def group_norm(
+    n: int,
+    h: int,
+    w: int,
+    c: int,
+    groups: int,
+    *,
+    silu: bool,
+    mean: float = 0.5,
+    plus: bool = False,
+    seed: int = 0,
+) -> Case:
+    """GroupNorm, of images whose mean is not 0; plus: as "dx" of `dense`."""
     x, gamma, beta = normals(seed, (n, h, w, c), (c,), (c,))
+
+    def call(on: Any, *a: Array) -> Any:
+        return on.group_norm(*a, groups, silu=silu)
+
+    def magnitudes(_: Call, args: Sequence[Array], dy: Array, dtype: Any) -> list[Array]:
+        if not plus:
+            return bounds.of_group_norm(args, dy, groups, silu)
+        own, other = np.split(dy, 2)
+        y, dx, *others = bounds.of_group_norm(args, own.reshape(args[0].shape), groups, silu)
+        x = np.abs(args[0])
+        return [np.concatenate([y.reshape(-1), x.reshape(-1)]), dx + np.abs(other).reshape(x.shape), *others]
+
     return Case(
         "group_norm",
-        f"groups {groups}" + ", silu" * silu,
-        lambda on, *a: on.group_norm(*a, groups, silu=silu),
+        f"groups {groups}" + ", silu" * silu + ", plus to dx" * plus,
+        _added_to_dx(call) if plus else call,
         (x + mean, gamma, beta),
-        lambda _, args, dy, dtype: bounds.of_group_norm(args, dy, groups, silu),
+        magnitudes,
         smooth=h * w * c // groups >= 8,
     )
+
+
+def _added_to_y(operation: Call) -> Call:
+    """The operation with its last argument as `plus`, the gradient of which is dy."""
+
+    def call(on: Backend, *args: Array) -> Any:
+        y, backward = operation(on, *args[:-1], plus=args[-1])
+        return y, lambda dy: (*backward(dy), dy.copy())
+
+    return call
+
+
+def _added_to_dx(operation: Call) -> Call:
+    """y and x one behind the other, as one row of numbers: what comes back to x itself is the adjoint's `plus`."""
+
+    def call(on: Backend, x: Array, *args: Array) -> Any:
+        y, backward = operation(on, x, *args)
+        size, shape = y.size, y.shape
+
+        def adjoint(dy: Array) -> Any:
+            return backward(dy[:size].reshape(shape), plus=dy[size:].reshape(x.shape))
+
+        return np.concatenate([y.reshape(-1), x.reshape(-1)]), adjoint
+
+    return call
 
 
 def attention(n: int, s: int, c: int, *, logit: float = 0.0, size: float = 1.0, seed: int = 0) -> Case:

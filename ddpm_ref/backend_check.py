@@ -39,10 +39,20 @@ CASES = [
     ),
     cases.conv3x3(2, 4, 4, 128, 128),
     *(
+        cases.conv3x3(*shape, stride=stride, per_image=shape[0] % 2 == 0, plus=True)
+        for shape in [(1, 1, 1, 1, 1), (2, 5, 7, 3, 16), (1, 9, 6, 20, 24), (2, 4, 4, 32, 64), (3, 12, 5, 64, 16)]
+        for stride in (1, 2)
+    ),
+    *(
         cases.dense(shape, d)
         for shape, d in [
             ((1, 1), 1), ((3, 5), 7), ((2, 3, 8), 16), ((5, 32), 128), ((2, 3, 5, 16), 24), ((1, 9, 40), 33),
         ]
+    ),
+    *(
+        cases.dense(shape, d, plus=plus)
+        for shape, d in [((1, 1), 1), ((3, 5), 7), ((5, 32), 128), ((2, 3, 5, 16), 24), ((1, 9, 40), 33)]
+        for plus in ("y", "dx")
     ),
     *(
         cases.group_norm(*shape, silu=silu)
@@ -53,6 +63,11 @@ CASES = [
         for silu in (False, True)
     ),
     cases.group_norm(2, 8, 8, 32, 8, silu=True, mean=30.0),
+    *(
+        cases.group_norm(*shape, silu=silu, plus=True)
+        for shape in [(1, 1, 1, 1, 1), (2, 3, 5, 6, 2), (2, 8, 8, 64, 32), (1, 2, 2, 96, 32)]
+        for silu in (False, True)
+    ),
     *(cases.attention(*shape) for shape in [(1, 1, 1), (2, 7, 6), (1, 16, 8), (2, 64, 32), (1, 25, 20), (3, 9, 64)]),
     cases.attention(2, 20, 16, size=60), *(cases.attention(2, 12, 16, logit=logit) for logit in (-200, 200)),
     *(cases.upsample(*shape) for shape in [(1, 1, 1, 1), (2, 3, 5, 6), (1, 4, 4, 32), (2, 2, 7, 20)]),
@@ -66,11 +81,12 @@ CASES = [
 
 LARGE_CASES = [
     cases.conv3x3(8, 32, 32, 64, 64, per_image=True),
-    cases.conv3x3(24, 32, 31, 16, 48),
+    cases.conv3x3(24, 32, 31, 16, 48, plus=True),
     cases.conv3x3(40, 16, 16, 128, 32),
     cases.conv3x3(9, 33, 32, 32, 64, stride=2),
-    cases.dense((2050, 272), 208),
-    cases.group_norm(6, 32, 32, 192, 32, silu=True),
+    cases.dense((2050, 272), 208, plus="y"),
+    cases.dense((2050, 272), 208, plus="dx"),
+    cases.group_norm(6, 32, 32, 192, 32, silu=True, plus=True),
     cases.attention(3, 256, 96),
 ]
 """More than a few tiles, blocks and threads' shares: float32 values and gradients alone."""
@@ -78,6 +94,9 @@ LARGE_CASES = [
 NAN_CASES = [
     cases.conv3x3(5, 7, 6, 16, 24, per_image=True), cases.conv3x3(5, 6, 4, 6, 7, stride=2),
     cases.dense((5, 3, 16), 24), cases.dense((5, 2, 7), 6),
+    cases.conv3x3(5, 7, 6, 16, 32, plus=True), cases.conv3x3(5, 6, 4, 6, 7, stride=2, plus=True),
+    cases.dense((5, 3, 16), 32, plus="y"), cases.dense((5, 3, 16), 32, plus="dx"),
+    cases.group_norm(5, 4, 3, 32, 8, silu=True, plus=True),
     cases.group_norm(5, 4, 3, 32, 8, silu=True), cases.group_norm(5, 3, 3, 6, 2, silu=False),
     cases.attention(5, 9, 16), cases.attention(5, 7, 6),
     cases.upsample(5, 3, 2, 16), cases.concat(5, 2, 3, 8, 16), cases.add((5, 3, 4, 16)),

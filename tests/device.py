@@ -125,7 +125,7 @@ def _on_device(name: str) -> Callable[..., Any]:
             return result
         if isinstance(result, tuple) and callable(result[1]):
             y, backward = result
-            return DeviceArray(y), lambda dy: _wrapped(backward(_inside(dy)))
+            return DeviceArray(y), lambda *a, **more: _there(backward, a, more)
         return _wrapped(result)
 
     operation.__signature__ = signature  # type: ignore[attr-defined]

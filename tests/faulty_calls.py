@@ -26,10 +26,37 @@ class OverwritesDy(Backend):
     def group_norm(self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> Both:
         y, backward = super().group_norm(x, gamma, beta, groups, silu=silu)
 
-        def adjoint(dy: Array) -> Any:
-            results = backward(dy)
+        def adjoint(dy: Array, plus: Array | None = None) -> Any:
+            results = backward(dy, plus)
             dy[...] = results[0]
             return results
+
+        return y, adjoint
+
+
+class SumsIntoPlus(Backend):
+    """y is plus itself."""
+
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> Both:
+        y, backward = super().dense(x, W, b)
+        if plus is None:
+            return y, backward
+        plus += y
+        return plus, backward
+
+
+class SumsIntoPlusBackwards(Backend):
+    """dx is summed in plus."""
+
+    def group_norm(self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> Both:
+        y, backward = super().group_norm(x, gamma, beta, groups, silu=silu)
+
+        def adjoint(dy: Array, plus: Array | None = None) -> Any:
+            dx, *others = backward(dy)
+            if plus is not None:
+                plus += dx
+                dx[...] = plus
+            return dx, *others
 
         return y, adjoint
 
@@ -53,7 +80,7 @@ class KeepsItsOutput(Backend):
 
     def group_norm(self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> Both:
         y, backward = super().group_norm(x, gamma, beta, groups, silu=silu)
-        return y, lambda dy: ((r := backward(dy))[0], r[1], r[2] + 0.001 * (y.ravel()[0] > 16))
+        return y, lambda dy, plus=None: ((r := backward(dy, plus))[0], r[1], r[2] + 0.001 * (y.ravel()[0] > 16))
 
 
 class Forgetful(Backend):
@@ -70,11 +97,11 @@ class Forgetful(Backend):
 class KeepsInScratch(Backend):
     """What the adjoint reads lies in memory that the next forward writes over."""
 
-    def dense(self, x: Array, W: Array, b: Array) -> Both:
-        y, _ = super().dense(x, W, b)
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> Both:
+        y, _ = super().dense(x, W, b, plus=plus)
         kept = self.workspace.take("x", x.size, x.dtype).reshape(x.shape)
         kept[...] = x
-        return y, lambda dy: Backend.dense(self, kept, W, b)[1](dy)
+        return y, lambda dy, plus=None: Backend.dense(self, kept, W, b)[1](dy, plus)
 
 
 class OneBuffer(Backend):
@@ -141,22 +168,24 @@ class EatsNan(Backend):
 class EatsNanBackwards(Backend):
     """NaN becomes a number in one of the gradients."""
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> Both:
-        y, backward = super().conv3x3(x, W, b, stride=stride)
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> Both:
+        y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
         return y, lambda dy: ((r := backward(dy))[0], np.nan_to_num(r[1]), r[2])
 
 
 class SpreadsNan(Backend):
     """What is shared by all images is multiplied by 0, and one of them is NaN."""
 
-    def dense(self, x: Array, W: Array, b: Array) -> Both:
-        y, backward = super().dense(x, W, b)
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> Both:
+        y, backward = super().dense(x, W, b, plus=plus)
         return y + x.sum() * 0, backward
 
 
 FAULTS: dict[type[Backend], str] = {
     Overwrites: r"^upsample 2x3x5x6 float64: (argument 1 was changed|y: off by)",
     OverwritesDy: r"^group_norm 2x8x8x64 64 64 groups 32, silu float32: dy was changed",
+    SumsIntoPlus: r"^dense 3x5 5x7 7 3x7 plus float64: argument 4 was changed",
+    SumsIntoPlusBackwards: r"^group_norm 2x3x5x6 6 6 groups 2, plus to dx float32: dy was changed",
     SharesMemory: r"^dropout 2x3x4x8 rate 0.0 float32: after writing into the results: argument 1 was changed",
     SharesMemoryBackwards: r"^dropout 2x3x4x8 rate 0.0 float32: after writing into the results: dy was changed",
     KeepsItsOutput: r"^group_norm .*: the gradients change with what a caller writes into y",

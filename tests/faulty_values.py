@@ -15,16 +15,16 @@ Both = tuple[Array, Callable[..., Any]]
 class WrongSign(Backend):
     """One adjoint's sign."""
 
-    def dense(self, x: Array, W: Array, b: Array) -> Both:
-        y, backward = super().dense(x, W, b)
-        return y, lambda dy: (-(r := backward(dy))[0], r[1], r[2])
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> Both:
+        y, backward = super().dense(x, W, b, plus=plus)
+        return y, lambda dy, plus=None: (-(r := backward(dy, plus))[0], r[1], r[2])
 
 
 class Transposed(Backend):
     """dW with its channels swapped, where they are equally many."""
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> Both:
-        y, backward = super().conv3x3(x, W, b, stride=stride)
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> Both:
+        y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
         if W.shape[2] != W.shape[3]:
             return y, backward
         return y, lambda dy: ((r := backward(dy))[0], r[1].swapaxes(2, 3).copy(), r[2])
@@ -49,8 +49,8 @@ class ReturnsFloat64(Backend):
 class NoBorder(Backend):
     """The last row of a convolution is that of the row before."""
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> Both:
-        y, backward = super().conv3x3(x, W, b, stride=stride)
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> Both:
+        y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
         if y.shape[1] % 4 == 3:
             y[:, -1] = y[:, -2]
         return y, backward
@@ -59,8 +59,8 @@ class NoBorder(Backend):
 class OnlyContiguous(Backend):
     """The memory of an array is read as if it were contiguous."""
 
-    def dense(self, x: Array, W: Array, b: Array) -> Both:
-        return super().dense(np.lib.stride_tricks.as_strided(x, x.shape, placed(self, x).strides), W, b)
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> Both:
+        return super().dense(np.lib.stride_tricks.as_strided(x, x.shape, placed(self, x).strides), W, b, plus=plus)
 
 
 class NoMaximum(Backend):
@@ -74,8 +74,8 @@ class NoMaximum(Backend):
 class OnlySmallImages(Backend):
     """A row is forgotten where an image has more than 16."""
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> Both:
-        y, backward = super().conv3x3(x, W, b, stride=stride)
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> Both:
+        y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
         y[:, 16:17] = 0
         return y, backward
 
@@ -83,18 +83,40 @@ class OnlySmallImages(Backend):
 class OnlyFewTiles(Backend):
     """dW forgets what lies beyond some thousands of pixels."""
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> Both:
-        y, backward = super().conv3x3(x, W, b, stride=stride)
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> Both:
+        y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
         if x.size // x.shape[-1] <= 4096:
             return y, backward
         return y, lambda dy: ((r := backward(dy))[0], Backend.conv3x3(self, x[:-1], W, b[:-1])[1](dy[:-1])[1], r[2])
 
 
 class Signature(Backend):
+    """An option need not be named."""
+
+    def conv3x3(self, x: Array, W: Array, b: Array, stride: int = 1, *, plus: Array | None = None) -> Both:
+        return super().conv3x3(x, W, b, stride=stride, plus=plus)
+
+
+class Older(Backend):
     """An option is missing."""
 
-    def conv3x3(self, x: Array, W: Array, b: Array, stride: int = 1) -> Both:  # type: ignore[override]
+    def dense(self, x: Array, W: Array, b: Array) -> Both:  # type: ignore[override]
+        return super().dense(x, W, b)
+
+
+class IgnoresPlus(Backend):
+    """What should be added to y is not."""
+
+    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> Both:
         return super().conv3x3(x, W, b, stride=stride)
+
+
+class IgnoresPlusBackwards(Backend):
+    """What should be added to dx is not."""
+
+    def group_norm(self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False) -> Both:
+        y, backward = super().group_norm(x, gamma, beta, groups, silu=silu)
+        return y, lambda dy, plus=None: backward(dy)
 
 
 class Raises(Backend):
@@ -123,7 +145,10 @@ FAULTS: dict[type[Backend], str] = {
     NoMaximum: r"^attention 2x12x16 2x12x16 2x12x16 logits around -200 float32: y: off by nan",
     OnlySmallImages: r"^conv3x3 8x32x32x64 3x3x64x64 8x64 stride 1 float32: y: off by",
     OnlyFewTiles: r"^conv3x3 8x32x32x64 3x3x64x64 8x64 stride 1 float32: gradient 2 of 3: off by",
-    Signature: r"^conv3x3: wanted the parameters \(x: .*\*, stride: int = 1\).*, got \(x: .*, stride: int = 1\)",
+    Signature: r"^conv3x3: wanted the parameters \(x: .*, \*, stride: int = 1, .*, got \(x: .*, stride: int = 1, \*, ",
+    Older: r"^dense: wanted the parameters \(x: .*, \*, plus: .* = None\).*, got \(x: Any, W: Any, b: Any\)",
+    IgnoresPlus: r"^conv3x3 2x5x7x3 3x3x3x16 2x16 2x5x7x16 stride 1, plus float32: y: off by",
+    IgnoresPlusBackwards: r"^group_norm 2x3x5x6 6 6 groups 2, silu, plus to dx float64: gradient 1 of 3: off by",
     Raises: r"^attention: raised RuntimeError: 25 is no multiple of 8 \(attention",
     Truncates: r"^to_host: to_device and back made .*dtype=float32",
 }

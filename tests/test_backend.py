@@ -18,14 +18,31 @@ from ddpm_ref.random import Purpose
 
 UNIFORM = np.random.default_rng(1).random((2, 5, 4, 6), dtype=np.float32)
 
+
+def plus_to_y(operation: Callable[..., Any], *args: Array) -> Any:
+    """With the last argument added to y, the gradient of which is dy."""
+    y, backward = operation(*args[:-1], plus=args[-1])
+    return y, lambda dy: (*backward(dy), dy.copy())
+
+
+def plus_to_dx(both: tuple[Array, Callable[..., Any]]) -> Any:
+    """With dy, here shaped as x, added to dx."""
+    y, backward = both
+    return y, lambda dy: backward(dy, plus=dy)
+
+
 # What to call, the shapes of its arrays.
 OPERATIONS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "conv3x3": (lambda on, *a: on.conv3x3(*a), [(2, 5, 4, 3), (3, 3, 3, 6), (6,)]),
     "conv3x3, a bias per image": (lambda on, *a: on.conv3x3(*a), [(2, 5, 4, 3), (3, 3, 3, 6), (2, 6)]),
     "conv3x3, stride 2": (lambda on, *a: on.conv3x3(*a, stride=2), [(2, 5, 4, 3), (3, 3, 3, 6), (6,)]),
+    "conv3x3, plus": (lambda on, *a: plus_to_y(on.conv3x3, *a), [(2, 5, 4, 3), (3, 3, 3, 6), (6,), (2, 5, 4, 6)]),
     "dense": (lambda on, *a: on.dense(*a), [(2, 5, 4, 3), (3, 6), (6,)]),
+    "dense, plus": (lambda on, *a: plus_to_y(on.dense, *a), [(2, 5, 4, 3), (3, 6), (6,), (2, 5, 4, 6)]),
+    "dense, plus to dx": (lambda on, *a: plus_to_dx(on.dense(*a)), [(2, 5, 4, 6), (6, 6), (6,)]),
     "group_norm": (lambda on, *a: on.group_norm(*a, 2), [(2, 5, 4, 6), (6,), (6,)]),
     "group_norm, silu": (lambda on, *a: on.group_norm(*a, 2, silu=True), [(2, 5, 4, 6), (6,), (6,)]),
+    "group_norm, plus to dx": (lambda on, *a: plus_to_dx(on.group_norm(*a, 2)), [(2, 5, 4, 6), (6,), (6,)]),
     "attention": (lambda on, *a: on.attention(*a), [(2, 7, 6), (2, 7, 6), (2, 7, 6)]),
     "upsample": (lambda on, *a: on.upsample(*a), [(2, 5, 4, 6)]),
     "add": (lambda on, *a: on.add(*a), [(2, 5, 4, 6), (2, 5, 4, 6)]),

@@ -28,19 +28,21 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 def conv3x3s(draw: Any) -> Case:
-    how: Any = dict(stride=draw(st.sampled_from([1, 2])), per_image=draw(st.booleans()), seed=draw(seeds))
-    return cases.conv3x3(*draw(maps), draw(widths), draw(widths), **how)
+    how: Any = dict(per_image=draw(st.booleans()), plus=draw(st.booleans()), seed=draw(seeds))
+    return cases.conv3x3(*draw(maps), draw(widths), draw(widths), stride=draw(st.sampled_from([1, 2])), **how)
 
 
 def denses(draw: Any) -> Case:
     rows = draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
-    return cases.dense((*rows, draw(widths)), draw(widths), seed=draw(seeds))
+    plus = draw(st.sampled_from(["", "y", "dx"]))
+    return cases.dense((*rows, draw(widths)), draw(widths), plus=plus, seed=draw(seeds))
 
 
 def group_norms(draw: Any) -> Case:
     groups, of = draw(st.integers(1, 8)), draw(st.integers(1, 8))
     mean = draw(st.sampled_from([0.0, 0.5, -20.0]))
-    return cases.group_norm(*draw(maps), groups * of, groups, silu=draw(st.booleans()), mean=mean, seed=draw(seeds))
+    how: Any = dict(silu=draw(st.booleans()), mean=mean, plus=draw(st.booleans()), seed=draw(seeds))
+    return cases.group_norm(*draw(maps), groups * of, groups, **how)
 
 
 def attentions(draw: Any) -> Case:

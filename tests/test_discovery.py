@@ -27,8 +27,8 @@ class Mine(Backend):
     version = "Mine 1.2"
     device = "an abacus"
 
-    def dense(self, x, W, b):
-        return super().dense(x, W, b)
+    def dense(self, x, W, b, *, plus=None):
+        return super().dense(x, W, b, plus=plus)
 
 class Bare(Backend):
     def __init__(self):

@@ -72,8 +72,9 @@ def planned_as(once: bool | None, groups: int, block: int, parts: bool, small: i
 def convolutions(draw: Any) -> Case:
     """Odd sizes, a bias for all or for each image, one or two vectors of channels or parts of them."""
     c, d = (draw(st.sampled_from([3, WIDTH, 2 * WIDTH, 3 * WIDTH])) for _ in range(2))
-    how: Any = dict(stride=draw(st.sampled_from([1, 2])), per_image=draw(st.booleans()), seed=draw(seeds))
-    return cases.conv3x3(draw(st.integers(1, 4)), draw(sizes), draw(sizes), c, d, **how)
+    how: Any = dict(per_image=draw(st.booleans()), plus=draw(st.booleans()), seed=draw(seeds))
+    shape = draw(st.integers(1, 4)), draw(sizes), draw(sizes), c, d
+    return cases.conv3x3(*shape, stride=draw(st.sampled_from([1, 2])), **how)
 
 
 blocks = st.sampled_from([ROWS, 2 * ROWS])
@@ -97,7 +98,7 @@ EVERY = (5, 10, 11, 2 * WIDTH, 6 * WIDTH)  # 45 tiles, some not at an edge; shar
 @pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("once", [True, False])
 def test_every_branch_is_taken_and_right(once: bool, groups: int, threads: int, stride: int) -> None:
-    case = cases.conv3x3(*EVERY, stride=stride, per_image=groups != 2)
+    case = cases.conv3x3(*EVERY, stride=stride, per_image=groups != 2, plus=threads == 2)
     groups = min(groups, threads)
     with planned_as(once, groups, ROWS, parts=True) as seen, launch.guard():
         check_values(RUNS[threads], case)

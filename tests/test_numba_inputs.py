@@ -21,13 +21,22 @@ from ddpm_ref.nn.optim import AdamSettings
 OURS = NumbaBackend(2)
 X, WIDE = (2, 6, 4, 16), (2, 6, 4, 32)
 
+
+def plus_to_y(operation: Callable[..., Any], *args: Array) -> Any:
+    """With the last argument added to y."""
+    return operation(*args[:-1], plus=args[-1])
+
+
 # The call, and the shapes of its arrays: as kernels take them.
 OPERATIONS: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "conv3x3": (lambda on, *a: on.conv3x3(*a), [X, (3, 3, 16, 32), (32,)]),
     "conv3x3, a bias per image": (lambda on, *a: on.conv3x3(*a), [X, (3, 3, 16, 32), (2, 32)]),
     "conv3x3, stride 2": (lambda on, *a: on.conv3x3(*a, stride=2), [X, (3, 3, 16, 32), (32,)]),
     "conv3x3, padded": (lambda on, *a: on.conv3x3(*a), [(2, 5, 4, 3), (3, 3, 3, 5), (5,)]),
+    "conv3x3, plus": (lambda on, *a: plus_to_y(on.conv3x3, *a), [X, (3, 3, 16, 32), (32,), WIDE]),
     "dense": (lambda on, *a: on.dense(*a), [X, (16, 32), (32,)]),
+    "dense, plus": (lambda on, *a: plus_to_y(on.dense, *a), [X, (16, 32), (32,), WIDE]),
+    "dense, padded, plus": (lambda on, *a: plus_to_y(on.dense, *a), [(7, 3), (3, 5), (5,), (7, 5)]),
     "dense, padded": (lambda on, *a: on.dense(*a), [(7, 3), (3, 5), (5,)]),
     "group_norm": (lambda on, *a: on.group_norm(*a, 4), [X, (16,), (16,)]),
     "group_norm, silu": (lambda on, *a: on.group_norm(*a, 4, silu=True), [WIDE, (32,), (32,)]),
@@ -169,6 +178,22 @@ def test_an_output_gradient_of_another_shape_is_refused(operation: str) -> None:
         with pytest.raises(ValueError) as refused:
             backward(np.ones(shape, np.float32))
         assert str(refused.value) == f"dy: wanted the output's shape, {y.shape}, got {shape}"
+
+
+@pytest.mark.parametrize("operation", ["dense", "dense, padded", "group_norm"])
+def test_a_plus_of_any_dtype_and_layout_is_read_as_float32_and_one_of_another_shape_refused(operation: str) -> None:
+    call, shapes = OPERATIONS[operation]
+    args = normals(6, *shapes)
+    y, backward = call(OURS, *args)
+    dy, plus = normals(7, y.shape, args[0].shape)
+    for change in ("float64", "big-endian", "every second of an array", "a subclass"):
+        for a, b in zip(backward(dy, plus), backward(dy, CHANGES[change](plus)), strict=True):
+            assert a.dtype == b.dtype == np.float32
+            np.testing.assert_array_equal(a, b)
+    for shape in ((1, *plus.shape[1:]), (*plus.shape[:-1], 1), (plus.size,), ()):
+        with pytest.raises(ValueError) as refused:
+            backward(dy, np.ones(shape, np.float32))
+        assert str(refused.value) == f"plus: wanted the shape of what it is added to, {plus.shape}, got {shape}"
 
 
 # ---- the update

@@ -59,13 +59,17 @@ def all_threads() -> Iterator[Counter[str]]:
 
 
 def denses(draw: Any) -> Case:
-    return cases.dense((draw(st.integers(1, 60)), draw(widths)), draw(widths), seed=draw(seeds))
+    c, d = draw(widths), draw(widths)
+    whole = c % WIDTH == d % WIDTH == 0  # a padded layer adds afterwards, by another kernel
+    plus = draw(st.sampled_from(["", "y", "dx"])) if whole else ""
+    return cases.dense((draw(st.integers(1, 60)), c), d, plus=plus, seed=draw(seeds))
 
 
 def group_norms(draw: Any) -> Case:
     c = draw(vectors)
     groups = draw(st.sampled_from([g for g in range(1, c + 1) if c % g == 0]))
-    return cases.group_norm(*draw(maps), c, groups, silu=draw(st.booleans()), seed=draw(seeds))
+    how: Any = dict(silu=draw(st.booleans()), plus=draw(st.booleans()), seed=draw(seeds))
+    return cases.group_norm(*draw(maps), c, groups, **how)
 
 
 def attentions(draw: Any) -> Case:

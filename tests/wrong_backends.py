@@ -12,8 +12,8 @@ class Slightly(Backend):
 
     name = "slightly"
 
-    def conv3x3(self, x: Any, W: Any, b: Any, *, stride: int = 1) -> Any:
-        y, backward = super().conv3x3(x, W, b, stride=stride)
+    def conv3x3(self, x: Any, W: Any, b: Any, *, stride: int = 1, plus: Any = None) -> Any:
+        y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
 
         def adjoint(dy: Any) -> Any:
             dx, dW, db = backward(dy)

@@ -62,17 +62,19 @@ class NumbaBackend(Backend):
         launch.check_numba(self.threads)
         self._zeros: Array = np.zeros(0, np.float32)
 
-    def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+    def conv3x3(
+        self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None
+    ) -> tuple[Array, Backward]:
         """`ops.conv3x3`: Winograd F(4x4, 3x3), whose limits stand in `conv`."""
-        if not conv.takes(x, W, b, stride):
-            return super().conv3x3(x, W, b, stride=stride)
-        return conv.conv3x3(self, x, W, b, stride)
+        if not conv.takes(x, W, b, stride, plus):
+            return super().conv3x3(x, W, b, stride=stride, plus=plus)
+        return conv.conv3x3(self, x, W, b, stride, plus)
 
-    def dense(self, x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+    def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> tuple[Array, Backward]:
         """`ops.dense`."""
-        if not dense.takes(x, W, b):
-            return super().dense(x, W, b)
-        return dense.dense(self, x, W, b)
+        if not dense.takes(x, W, b, plus):
+            return super().dense(x, W, b, plus=plus)
+        return dense.dense(self, x, W, b, plus)
 
     def group_norm(
         self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False

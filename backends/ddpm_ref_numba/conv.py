@@ -17,7 +17,8 @@ from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.workspace import FLOAT32
 from ddpm_ref_numba import winograd
-from ddpm_ref_numba.launch import gradient
+from ddpm_ref_numba.launch import addend, fits, gradient
+from ddpm_ref_numba.pointwise import add_to
 from ddpm_ref_numba.simd import WIDTH
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ _SMALL = 1 << 15  # tiles times C times D that one thread does before another ha
 _GRADIENT_BYTES = 6 << 20  # V and dM of a part of the batch: they stay in the third-level cache between two kernels
 
 
-def takes(x: Array, W: Array, b: Array, stride: int) -> bool:
-    """The kernels' rule: float32, W (3, 3, C, D), b (D,) or (N, D), stride 1 or 2, nothing empty."""
+def takes(x: Array, W: Array, b: Array, stride: int, plus: Array | None = None) -> bool:
+    """The kernels' rule: float32, W (3, 3, C, D), b (D,) or (N, D), stride 1 or 2, plus shaped as y, nothing empty."""
     image, taps, bias = x.shape, W.shape, b.shape
     return (
         x.dtype == W.dtype == b.dtype == FLOAT32
@@ -39,17 +40,20 @@ def takes(x: Array, W: Array, b: Array, stride: int) -> bool:
         and (stride == 1 or stride == 2)
         and 0 not in image
         and taps[3] > 0
+        and fits(plus, (image[0], -(-image[1] // stride), -(-image[2] // stride), taps[3]))
     )
 
 
-def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) -> tuple[Array, Backward]:
-    """`ops.conv3x3` for what `takes` allows."""
+def conv3x3(
+    run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1, plus: Array | None = None
+) -> tuple[Array, Backward]:
+    """`ops.conv3x3` for what `takes` allows. plus is added by the kernel where it writes all of y, else afterwards."""
     c, d = W.shape[2:]
     if c % WIDTH or d % WIDTH:
         x, W, b = _padded(x, (3, c)), _padded(W, (2, c), (3, d)), _padded(b, (b.ndim - 1, d))
     x, W, b = np.ascontiguousarray(x), np.ascontiguousarray(W), np.ascontiguousarray(b)
-    y = _convolve(run, x, W, b, turned=False)
-    keep = (slice(None), *_kept(x.shape, stride), slice(d)) if stride == 2 or y.shape[3] != d else None
+    keep = (slice(None), *_kept(x.shape, stride), slice(d)) if stride == 2 or W.shape[3] != d else None
+    y = _convolve(run, x, W, b, turned=False, plus=None if keep else plus)
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         z = gradient(dy, shape)
@@ -64,7 +68,7 @@ def conv3x3(run: "NumbaBackend", x: Array, W: Array, b: Array, stride: int = 1) 
         return dx, dW, db
 
     y_shape = y.shape
-    y = np.ascontiguousarray(y[keep]) if keep else y
+    y = add_to(run, np.ascontiguousarray(y[keep]), plus) if keep else y
     shape = y.shape  # not y, which would then live as long as the adjoint
     return y, backward
 
@@ -107,7 +111,7 @@ def _plan(tiles: int, c: int, d: int, lanes: int, threads: int) -> tuple[bool, i
     return once, max(1, min(threads, tiles // 16))
 
 
-def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool) -> Array:
+def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool, plus: Array | None = None) -> Array:
     """Stride 1; turned: with the filters of the adjoint, from W's D channels to its C."""
     n, h, w, c = x.shape
     d = W.shape[2] if turned else W.shape[3]
@@ -128,7 +132,8 @@ def _convolve(run: "NumbaBackend", x: Array, W: Array, b: Array, *, turned: bool
     bias_step = d if b.ndim == 2 else 0
     scratch = run.scratch("winograd", threads * size)
     winograd.forward(
-        threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, scratch, size, once, turned
+        threads, x, U, b, bias_step, y, n, h, w, c, d, lanes, block, groups, scratch, size, once, turned,
+        *addend(plus, y),
     )  # fmt: skip
     return y
 

@@ -11,8 +11,9 @@ from numba import njit
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.workspace import FLOAT32
-from ddpm_ref_numba.launch import gradient, kernel
-from ddpm_ref_numba.matmul import PANEL, ROWS, TALL, copy_panel, panel, tall
+from ddpm_ref_numba.launch import addend, fits, gradient, kernel
+from ddpm_ref_numba.matmul import PANEL, ROWS, TALL, add_rows, copy_panel, panel, tall
+from ddpm_ref_numba.pointwise import add_to
 from ddpm_ref_numba.simd import WIDTH, at, f32, i64, load, store, transpose, zero
 
 if TYPE_CHECKING:
@@ -27,21 +28,28 @@ _SMALL_W = 1 << 16  # no larger than this: a larger one takes long to read
 
 @kernel
 def rows_times(thread, threads, args):
-    """y = x W + b.  args: x (M, C), W (C, D), b (D,), y (M, D), M, C, D, rows at a time, scratch (PANEL C a thread)."""
+    """y = x W + b, + plus.
+
+    args: x (M, C), W (C, D), b (D,), y (M, D), M, C, D, rows at a time, scratch (PANEL C a thread), plus, more (whether
+    there is one: else any array).
+    """
     x, W, b, y = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3)
     M, C, D, most = i64(args, 4), i64(args, 5), i64(args, 6), i64(args, 7)
-    copy = at(f32(args, 8), thread * PANEL * C)
+    copy, plus, more = at(f32(args, 8), thread * PANEL * C), f32(args, 9), i64(args, 10)
     panels = (D + PANEL - 1) // PANEL
     items = (M + most - 1) // most * panels
     for item in range(thread * items // threads, (thread + 1) * items // threads):
         first, d = item // panels * most, item % panels * PANEL
         rows, lanes = min(most, M - first), min(PANEL, D - d)
-        panel(at(x, first * C), C, 1, at(W, d), D, at(y, first * D + d), D, rows, lanes, C, at(b, d), 0, 1, copy)
+        o = first * D + d
+        panel(at(x, first * C), C, 1, at(W, d), D, at(y, o), D, rows, lanes, C, at(b, d), 0, 1, copy)
+        if more:
+            add_rows(at(y, o), D, at(plus, o), rows, lanes)
 
 
 @njit(error_model="numpy")
-def _input_gradient(thread, threads, dy, W, dx, M, C, D, most, W_t):
-    """This thread's share of dx = dy Wᵀ; W_t: place for PANEL · D numbers."""
+def _input_gradient(thread, threads, dy, W, dx, M, C, D, most, W_t, plus, more):
+    """This thread's share of dx = dy Wᵀ, + plus; W_t: place for PANEL · D numbers."""
     panels = (C + PANEL - 1) // PANEL
     items = (M + most - 1) // most * panels
     for item in range(thread * items // threads, (thread + 1) * items // threads):
@@ -52,6 +60,8 @@ def _input_gradient(thread, threads, dy, W, dx, M, C, D, most, W_t):
                 transpose(at(W, (c + i) * D + d), D, at(W_t, d * lanes + i), lanes)
         to = at(dx, first * C + c)
         panel(at(dy, first * D), D, 1, W_t, lanes, to, C, rows, lanes, D, to, C, 0, W_t)
+        if more:
+            add_rows(to, C, at(plus, first * C + c), rows, lanes)
 
 
 @njit(error_model="numpy")
@@ -94,19 +104,20 @@ def _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, copy):
 
 @kernel
 def gradients(thread, threads, args):
-    """dx = dy Wᵀ, dW = xᵀ dy, db = Σ dy.
+    """dx = dy Wᵀ, + plus, dW = xᵀ dy, db = Σ dy.
 
-    args: x (M, C), W (C, D), dy (M, D), dx, dW, db, M, C, D, rows at a time, scratch (PANEL · max(D, DEEP) a thread).
+    args: x (M, C), W (C, D), dy (M, D), dx, dW, db, M, C, D, rows at a time, scratch (PANEL · max(D, DEEP) a thread),
+    plus, more.
     """
     x, W, dy, dx, dW, db = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
     M, C, D, most = i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9)
     place = at(f32(args, 10), thread * PANEL * max(D, DEEP))
-    _input_gradient(thread, threads, dy, W, dx, M, C, D, most, place)
+    _input_gradient(thread, threads, dy, W, dx, M, C, D, most, place, f32(args, 11), i64(args, 12))
     _weight_gradient(thread, threads, x, dy, dW, db, M, C, D, place)
 
 
-def takes(x: Array, W: Array, b: Array) -> bool:
-    """The kernels' rule: float32, x (..., C), W (C, D), b (D,), nothing empty."""
+def takes(x: Array, W: Array, b: Array, plus: Array | None = None) -> bool:
+    """The kernels' rule: float32, x (..., C), W (C, D), b (D,), plus shaped as y, nothing empty."""
     rows, matrix = x.shape, W.shape
     return (
         x.dtype == W.dtype == b.dtype == FLOAT32
@@ -115,26 +126,28 @@ def takes(x: Array, W: Array, b: Array) -> bool:
         and matrix[1:] == b.shape
         and 0 not in rows
         and matrix[1] > 0
+        and fits(plus, (*rows[:-1], matrix[1]))
     )
 
 
-def dense(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+def dense(run: "NumbaBackend", x: Array, W: Array, b: Array, plus: Array | None = None) -> tuple[Array, Backward]:
     """`ops.dense` for what `takes` allows."""
     c, d = W.shape
     if c % WIDTH or d % WIDTH:
-        return _padded(run, x, W, b)
+        return _padded(run, x, W, b, plus)
     x, W, b = np.ascontiguousarray(x), np.ascontiguousarray(W), np.ascontiguousarray(b)
     m = x.size // c
     shape = (*x.shape[:-1], d)
     y = np.empty(shape, np.float32)
     threads = 1 if m * c * d < _SMALL and c * d <= _SMALL_W else run.threads
-    rows_times(threads, x, W, b, y, m, c, d, _rows(m, c, d, threads), run.scratch("dense", threads * PANEL * c))
+    scratch = run.scratch("dense", threads * PANEL * c)
+    rows_times(threads, x, W, b, y, m, c, d, _rows(m, c, d, threads), scratch, *addend(plus, y))
 
-    def backward(dy: Array) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dy = gradient(dy, shape)
         dx, dW, db = np.empty(x.shape, np.float32), np.empty((c, d), np.float32), np.empty(d, np.float32)
         scratch = run.scratch("dense", threads * PANEL * max(d, DEEP))
-        gradients(threads, x, W, dy, dx, dW, db, m, c, d, _rows(m, d, c, threads), scratch)
+        gradients(threads, x, W, dy, dx, dW, db, m, c, d, _rows(m, d, c, threads), scratch, *addend(plus, dx))
         return dx, dW, db
 
     return y, backward
@@ -148,17 +161,18 @@ def _rows(m: int, c: int, d: int, threads: int) -> int:
     return -(-m // (parts * ROWS)) * ROWS
 
 
-def _padded(run: "NumbaBackend", x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
+def _padded(run: "NumbaBackend", x: Array, W: Array, b: Array, plus: Array | None) -> tuple[Array, Backward]:
     """`dense` for channels that do not fill vectors."""
     c, d = W.shape
     shape = (*x.shape[:-1], d)
     y, back = dense(run, _wider(x), _wider(_wider(W).T).T, _wider(b))
 
-    def backward(dy: Array) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dx, dW, db = back(_wider(gradient(dy, shape)))
-        return np.ascontiguousarray(dx[..., :c]), np.ascontiguousarray(dW[:c, :d]), db[:d].copy()
+        dx = add_to(run, np.ascontiguousarray(dx[..., :c]), plus)
+        return dx, np.ascontiguousarray(dW[:c, :d]), db[:d].copy()
 
-    return np.ascontiguousarray(y[..., :d]), backward
+    return add_to(run, np.ascontiguousarray(y[..., :d]), plus), backward
 
 
 def _wider(a: Array) -> Array:

@@ -177,6 +177,20 @@ def gradient(dy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(dy, np.float32)
 
 
+def fits(plus: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    """Whether kernels can add it to a result of this shape: float32 of that shape, or nothing."""
+    return plus is None or (plus.dtype == np.float32 and plus.shape == shape)
+
+
+def addend(plus: np.ndarray | None, to: np.ndarray) -> tuple[np.ndarray, int]:
+    """plus as kernels read it, and 1; if there is none, any array, and 0. ValueError if `to` has another shape."""
+    if plus is None:
+        return to, 0
+    if plus.shape != to.shape:
+        raise ValueError(f"plus: wanted the shape of what it is added to, {to.shape}, got {plus.shape}")
+    return np.ascontiguousarray(plus, np.float32), 1
+
+
 def _values_there(args: Any) -> tuple[list[Any], None]:
     """Arguments as numbers, an array as the place in its object where its data pointer lies."""
     return [id(a) + _OFFSET if type(a) is _ndarray else a for a in args], None  # type: ignore[operator]

@@ -84,6 +84,14 @@ def panel(A, ars, aks, B, bs, C, cs, M, lanes, K, start, ss, begin, copy):
 
 
 @njit(error_model="numpy")
+def add_rows(C, cs, plus, M, lanes):
+    """C += plus, laid out alike, for M rows and `lanes` columns: called while they are still in the cache."""
+    for m in range(M):
+        for n in range(m * cs, m * cs + lanes, WIDTH):
+            store(C, n, load(C, n) + load(plus, n))
+
+
+@njit(error_model="numpy")
 def product(A, ars, aks, B, bs, C, cs, M, N, K, begin, copy):
     """C (+)= A B for N columns, a multiple of WIDTH; copy: place for K · PANEL numbers."""
     for n in range(0, N, PANEL):

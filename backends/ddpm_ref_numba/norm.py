@@ -15,8 +15,8 @@ from numba import njit
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
 from ddpm_ref.workspace import FLOAT32
-from ddpm_ref_numba.launch import gradient, kernel
-from ddpm_ref_numba.simd import WIDTH, at, exp, f4, f32, fma, i64, load, sigmoid, splat, store, zero
+from ddpm_ref_numba.launch import addend, gradient, kernel
+from ddpm_ref_numba.simd import WIDTH, at, exp, f4, f32, fma, i64, load, put, sigmoid, splat, store, zero
 
 if TYPE_CHECKING:
     from ddpm_ref_numba import NumbaBackend
@@ -128,13 +128,14 @@ def _sums_back(x, dy, dx, S, C, wide, silu, means, scale, beta, sum_dh, sum_dh_v
 def normalise_back(thread, threads, args):
     """dx, and Σ dh x̂ and Σ dh over positions of each image and channel.
 
-    args: x, gamma, beta, mean, r, dy, dx, sum_dh_x (N, C), sum_dh (N, C), N, S, C, width, wide, silu, scratch.
-    dx = γ r dh - (x - mean) slope - offset, with dh = dy or dy SiLU'(h).
+    args: x, gamma, beta, mean, r, dy, dx, sum_dh_x (N, C), sum_dh (N, C), N, S, C, width, wide, silu, scratch, plus,
+    more (whether there is one: else any array).
+    dx = γ r dh - (x - mean) slope - offset, + plus, with dh = dy or dy SiLU'(h).
     """
     x, gamma, beta, mean, r, dy = f32(args, 0), f32(args, 1), f32(args, 2), f32(args, 3), f32(args, 4), f32(args, 5)
     dx, sum_dh_x, sum_dh = f32(args, 6), f32(args, 7), f32(args, 8)
     N, S, C, width, wide, silu = i64(args, 9), i64(args, 10), i64(args, 11), i64(args, 12), i64(args, 13), i64(args, 14)
-    means = at(f32(args, 15), thread * 4 * wide)
+    means, plus, more = at(f32(args, 15), thread * 4 * wide), f32(args, 16), i64(args, 17)
     scale, slope, offset = at(means, wide), at(means, 2 * wide), at(means, 3 * wide)
     slices = C // wide
     for item in range(thread * N * slices // threads, (thread + 1) * N * slices // threads):
@@ -163,7 +164,7 @@ def normalise_back(thread, threads, args):
                 i = o + s * C + c
                 for _ in range(rows):
                     dh = load(dx, i) if silu else load(dy, i)
-                    store(dx, i, fma(dh, a, fma(load(x, i) - m, u, w)))
+                    put(dx, i, fma(dh, a, fma(load(x, i) - m, u, w)), plus, more)
                     i += C
 
 
@@ -203,12 +204,12 @@ def group_norm(
     y, mean, r = np.empty_like(x), np.empty(n * groups, np.float32), np.empty(n * groups, np.float32)
     normalise(threads, x, gamma, beta, y, mean, r, n, s, c, width, wide, silu, run.scratch("norm", threads * 4 * wide))
 
-    def backward(dy: Array) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dy = gradient(dy, x.shape)
         dx, sum_dh_x, sum_dh = np.empty_like(x), np.empty((n, c), np.float32), np.empty((n, c), np.float32)
         normalise_back(
             threads, x, gamma, beta, mean, r, dy, dx, sum_dh_x, sum_dh, n, s, c, width, wide, silu,
-            run.scratch("norm", threads * 4 * wide),
+            run.scratch("norm", threads * 4 * wide), *addend(plus, dx),
         )  # fmt: skip
         return dx, sum_dh_x.sum(axis=0), sum_dh.sum(axis=0)
 

@@ -1,4 +1,4 @@
-"""`Backend.upsample`, `dropout` and `concat`: what moves memory and computes next to nothing."""
+"""`Backend.upsample`, `dropout`, `concat` and `add`: what moves memory and computes next to nothing."""
 
 import math
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from numba import njit
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_numba.launch import gradient, kernel
+from ddpm_ref_numba.launch import addend, gradient, kernel
 from ddpm_ref_numba.simd import WIDTH, f4, f32, i64, load, real, splat, store, u32
 from ddpm_ref_numba.simd_int import load_some, store_at_least, store_some, where_stored
 
@@ -98,7 +98,7 @@ def joined(thread, threads, args):
 
 @kernel
 def added(thread, threads, args):
-    """y = a + b.  args: a, b, y, count."""
+    """y = a + b, y perhaps a itself.  args: a, b, y, count."""
     a, b, y, count = f32(args, 0), f32(args, 1), f32(args, 2), i64(args, 3)
     groups = (count + WIDTH - 1) // WIDTH
     end = min((thread + 1) * groups // threads * WIDTH, count)
@@ -165,6 +165,14 @@ def concat(run: "NumbaBackend", a: Array, b: Array) -> tuple[Array, Backward]:
         return da, db
 
     return y, backward
+
+
+def add_to(run: "NumbaBackend", y: Array, plus: Array | None) -> Array:
+    """y += plus, if there is one, for a contiguous float32 y."""
+    plus, more = addend(plus, y)
+    if more:
+        added(1 if y.size < SMALL else run.threads, y, plus, y, y.size)
+    return y
 
 
 def add(run: "NumbaBackend", a: Array, b: Array) -> tuple[Array, Backward]:

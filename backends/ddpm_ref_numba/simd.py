@@ -5,6 +5,7 @@ narrower). Kernels see memory as typed pointers without lengths; `launch` says h
 
     f32(args, i)         argument i of a kernel as a float32 pointer; i64 as an integer, real as a float32 number
     load(p, i)           WIDTH numbers from p[i] on         store(p, i, v)     the reverse; both unaligned
+    put(p, i, v, q, more)        store v, or v + load(q, i) if more
     each(p, i)           p[i] in every lane                 splat(s), zero()   a number in every lane
     fma(a, b, c)         a b + c, fused where the processor can
     + - * /              lane by lane; with a float32 on one side it is splat first
@@ -271,6 +272,15 @@ def exp(x):
     p = fma(p, r, splat(f4(5.0000001201e-1)))
     p = fma(p, r * r, r + f4(1))
     return add_to_exponent(p, rounded)
+
+
+@njit(error_model="numpy")
+def put(p, i, v, plus, more):
+    """p[i] = v, + plus[i] if `more`: a rounding of its own, as nothing here may be reassociated or contracted."""
+    if more:
+        store(p, i, v + load(plus, i))
+    else:
+        store(p, i, v)
 
 
 @njit(error_model="numpy")

@@ -5,7 +5,7 @@ For `winograd.py`: Bᵀ d B of a patch, Aᵀ M A to the outputs and its adjoint 
 
 from numba import njit
 
-from ddpm_ref_numba.simd import f4, fma, load, splat, store, zero
+from ddpm_ref_numba.simd import f4, fma, load, put, splat, store, zero
 
 inline = njit(error_model="numpy")
 
@@ -77,15 +77,15 @@ def put3(p, i, step, v):
 
 
 @inline
-def put4(p, i, step, count, shift, v):
-    """The first `count` of four vectors, plus shift, to p[i], p[i + step], …"""
-    store(p, i, v[0] + shift)
+def put4(p, i, step, count, shift, v, plus, more):
+    """The first `count` of four vectors, plus shift, to p[i], p[i + step], …; more: after that, plus[i], …"""
+    put(p, i, v[0] + shift, plus, more)
     if count > 1:
-        store(p, i + step, v[1] + shift)
+        put(p, i + step, v[1] + shift, plus, more)
     if count > 2:
-        store(p, i + 2 * step, v[2] + shift)
+        put(p, i + 2 * step, v[2] + shift, plus, more)
     if count > 3:
-        store(p, i + 3 * step, v[3] + shift)
+        put(p, i + 3 * step, v[3] + shift, plus, more)
 
 
 @inline

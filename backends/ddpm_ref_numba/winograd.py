@@ -127,8 +127,11 @@ def _patch(x, p, H, W, C, t, V, v, step, lanes, next_lanes):
 
 
 @inline
-def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step):
-    """y = Aᵀ M A + bias of tile p, channels d … d + lanes; M_ξ at M[m + ξ step]; bias_step: 0, or D if per image."""
+def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step, plus, more):
+    """y = Aᵀ M A + bias, + plus if `more`, of tile p, channels d … d + lanes.
+
+    M_ξ at M[m + ξ step]; bias_step: 0, or D if per image.
+    """
     across = (W + 3) // 4
     per_image = (H + 3) // 4 * across
     image, tile = p // per_image, p % per_image
@@ -141,13 +144,13 @@ def _outputs(M, m, step, y, p, H, W, D, d, lanes, bias, bias_step):
         m3, m4, m5 = a_t_at(M, i, 6 * step), a_t_at(M, i + step, 6 * step), a_t_at(M, i + 2 * step, 6 * step)
         shift = load(bias, image * bias_step + d + k)
         o = ((image * H + top) * W + left) * D + d + k
-        put4(y, o, D, wide, shift, a_t(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0]))
+        put4(y, o, D, wide, shift, a_t(m0[0], m1[0], m2[0], m3[0], m4[0], m5[0]), plus, more)
         if high > 1:
-            put4(y, o + W * D, D, wide, shift, a_t(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1]))
+            put4(y, o + W * D, D, wide, shift, a_t(m0[1], m1[1], m2[1], m3[1], m4[1], m5[1]), plus, more)
         if high > 2:
-            put4(y, o + 2 * W * D, D, wide, shift, a_t(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2]))
+            put4(y, o + 2 * W * D, D, wide, shift, a_t(m0[2], m1[2], m2[2], m3[2], m4[2], m5[2]), plus, more)
         if high > 3:
-            put4(y, o + 3 * W * D, D, wide, shift, a_t(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3]))
+            put4(y, o + 3 * W * D, D, wide, shift, a_t(m0[3], m1[3], m2[3], m3[3], m4[3], m5[3]), plus, more)
 
 
 @inline
@@ -187,10 +190,10 @@ def forward_scratch(block: int, C: int, D: int, once: bool) -> int:
 
 @kernel
 def forward(thread, threads, args):
-    """y = conv(x) + bias, a block of tiles at a time: V of the block stays in the second-level cache, U streams by.
+    """y = conv(x) + bias, + plus, a block of tiles at a time: V of one stays in the second-level cache, U streams by.
 
     args: x (N, H, W, C), U, bias, bias_step, y (N, H, W, D), N, H, W, C, D, K, block, groups, scratch, its size in
-    each thread, once, turned.
+    each thread, once, turned, plus, more (whether there is one: else any array).
     block: tiles at a time, a multiple of ROWS.  Groups of threads share the tiles, threads of a group the panels of D.
     once: U is w itself (see `_pack`), and a panel is packed just before it is used: where a thread has one block.
     """
@@ -198,7 +201,7 @@ def forward(thread, threads, args):
     N, H, W, C, D, K = i64(args, 5), i64(args, 6), i64(args, 7), i64(args, 8), i64(args, 9), i64(args, 10)
     block, groups = i64(args, 11), i64(args, 12)
     t = at(f32(args, 13), thread * i64(args, 14))
-    once, turned = i64(args, 15), i64(args, 16)
+    once, turned, plus, more = i64(args, 15), i64(args, 16), f32(args, 17), i64(args, 18)
     V = at(t, SCRATCH)
     v_step, m_step = _apart(block * C), _apart(block * K)
     M = at(V, 36 * v_step)
@@ -228,7 +231,7 @@ def forward(thread, threads, args):
                     else:
                         _tile_2(v, C, 1, u, K, m, K, C, m, K, 0)
             for p in range(count):
-                _outputs(M, p * K, m_step, y, first + p, H, W, D, q * K, K, bias, bias_step)
+                _outputs(M, p * K, m_step, y, first + p, H, W, D, q * K, K, bias, bias_step, plus, more)
 
 
 @kernel

@@ -5,6 +5,9 @@ The adjoint takes dy = d loss / dy to dx, dW, …, the same of the operation's a
 Index letters: N images, H W rows and columns, C channels in, D channels out, S = H·W positions, G groups.
 The hot loops walk a few images at a time, so that what they write is still in cache when it is read again.
 Any floating dtype; outputs have the dtype of the inputs. Every backend must compute what these functions compute.
+
+`plus` is what an array is added to where it is written: a residual connection to an output, a gradient that comes by
+another way to dx. The bits are those of the operation followed by `add`; plus is read alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,15 +29,15 @@ def _image_blocks(n: int, bytes_per_image: int) -> Iterator[slice]:
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 
-def conv3x3(x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Backward]:
+def conv3x3(x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None) -> tuple[Array, Backward]:
     """3x3 convolution with zero padding, stride 1 or 2: a matrix product over all 3x3 windows.
 
-        forward    y  = windows(x_pad) W + b
+        forward    y  = windows(x_pad) W + b, + plus
         adjoint    dx = windows(z) W*     z: dy spread to x's grid with zeros between, W*_ij = W_{2-i,2-j}ᵀ
                    dW = windows(x_pad)ᵀ dy     db = Σ dy
 
     x: (N, H, W, C)   W: (3, 3, C, D)   b: (D,), or (N, D): one bias per image, which is how time enters a block
-    y: (N, ⌈H/stride⌉, ⌈W/stride⌉, D)   backward(dy) -> dx, dW, db
+    y, plus: (N, ⌈H/stride⌉, ⌈W/stride⌉, D)   backward(dy) -> dx, dW, db; d plus is dy
 
     Padding is TensorFlow's "SAME": (1, 1), or (0, 1) where stride 2 meets an even size.
     """
@@ -45,6 +48,8 @@ def conv3x3(x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Ba
     x_pad[:, top : top + h, left : left + w] = x
     y = _windows_times(x_pad, W, stride)
     y += b if b.ndim == 1 else b[:, None, None, :]
+    if plus is not None:
+        y += plus
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:
         dW = np.zeros((9 * c, d), x.dtype)
@@ -78,22 +83,28 @@ def _windows_times(x_pad: Array, W: Array, stride: int) -> Array:
     return y
 
 
-def dense(x: Array, W: Array, b: Array) -> tuple[Array, Backward]:
-    """y = x W + b over the last axis; on images, a 1x1 convolution.
+def dense(x: Array, W: Array, b: Array, *, plus: Array | None = None) -> tuple[Array, Backward]:
+    """y = x W + b, + plus, over the last axis; on images, a 1x1 convolution.
 
-        adjoint    dx = dy Wᵀ     dW = xᵀ dy     db = Σ dy
+        adjoint    dx = dy Wᵀ, + its own plus     dW = xᵀ dy     db = Σ dy
 
-    x: (..., C)   W: (C, D)   b: (D,)   y: (..., D)   backward(dy) -> dx, dW, db
+    x: (..., C)   W: (C, D)   b: (D,)   y, plus: (..., D)   backward(dy, plus=None) -> dx, dW, db; d plus is dy
     """
     rows = x.reshape(-1, W.shape[0])
     y = rows @ W
     y += b
+    y = y.reshape(*x.shape[:-1], W.shape[1])
+    if plus is not None:
+        y += plus
 
-    def backward(dy: Array) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dy_rows = dy.reshape(-1, W.shape[1])
-        return (dy_rows @ W.T).reshape(x.shape), rows.T @ dy_rows, dy_rows.sum(axis=0)
+        dx = (dy_rows @ W.T).reshape(x.shape)
+        if plus is not None:
+            dx += plus
+        return dx, rows.T @ dy_rows, dy_rows.sum(axis=0)
 
-    return y.reshape(*x.shape[:-1], W.shape[1]), backward
+    return y, backward
 
 
 def sigmoid(x: Array) -> Array:
@@ -115,9 +126,9 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
 
         forward    x̂ = (x - mean) r,  r = 1/√(var + ε)     h = γ x̂ + β     y = h, or h σ(h)
         adjoint    dh = dy, or dy σ (1 + h (1 - σ))         dγ = Σ dh x̂     dβ = Σ dh
-                   dx = r (γ dh - ⟨γ dh⟩ - x̂ ⟨γ dh x̂⟩)      ⟨·⟩ the mean over positions and the group's channels
+                   dx = r (γ dh - ⟨γ dh⟩ - x̂ ⟨γ dh x̂⟩), + plus      ⟨·⟩ the mean over positions and the group's channels
 
-    x: (N, H, W, C)   gamma, beta: (C,)   backward(dy) -> dx, dgamma, dbeta
+    x, plus: (N, H, W, C)   gamma, beta: (C,)   backward(dy, plus=None) -> dx, dgamma, dbeta
 
     Sums run over positions first, (N, C) numbers, and over the group's channels after: the large arrays are then
     touched only by whole-row operations, with one factor and one shift per image and channel.
@@ -132,9 +143,10 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
         if silu:
             y[images] *= sigmoid(y[images])
 
-    def backward(dy: Array) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dx = np.empty_like(rows)
         dy = dy.reshape(rows.shape)
+        plus = plus if plus is None else plus.reshape(rows.shape)
         dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(beta)
         for images in blocks:
             # Centred before anything is summed: Σ dh x - mean Σ dh would cancel where the mean is large.
@@ -150,6 +162,8 @@ def group_norm(x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool =
             v *= rn * rn * _group_mean(sum_dh_x * gamma, groups, positions)
             dh -= v
             dh -= rn * _group_mean(sum_dh * gamma, groups, positions)
+            if plus is not None:
+                dh += plus[images]
         return dx.reshape(x.shape), dgamma, dbeta
 
     return y.reshape(x.shape), backward
