@@ -46,6 +46,8 @@ def preset_loops(preset: str, batches: tuple[int | None, ...], full: bool) -> li
     calls.update({key: times for key, times in sampling.items() if full or key[0].operation not in known})
     cost: Counter[Loop] = Counter()
     for (loop, direction), times in calls.items():
+        if loop.operation == "plus":  # timed with whole steps alone
+            continue
         work = loop.forward() if direction == "forward" else loop.adjoint()
         cost[loop] += int(times * (work.flops + BALANCE * work.bytes)) if work else 0
     by_cost = sorted(cost, key=lambda loop: -cost[loop])

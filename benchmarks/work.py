@@ -40,7 +40,7 @@ class Loop:
     """An operation of the backend contract at one size.
 
     shape: of its first array, (rows, C) for dense, (P,) for update.  width: D of conv3x3, dense and concat, the groups
-    of group_norm.  option: "stride 2", "silu", "".
+    of group_norm.  option: "stride 2", "silu", "".  An operation's `plus` is a loop beside it, never called alone.
     """
 
     operation: str
@@ -69,7 +69,7 @@ class Loop:
         return _COUNTS[self.operation](self, itemsize)[0]
 
     def adjoint(self, itemsize: int = 4) -> Work | None:
-        """One call of its adjoint; None where it has none, or one that may do nothing (`add`, `concat`)."""
+        """One call of its adjoint; None where it has none, or one that may do nothing (`add`, `plus`, `concat`)."""
         return _COUNTS[self.operation](self, itemsize)[1]
 
 
@@ -149,6 +149,7 @@ _COUNTS = {
     "upsample": _upsample,
     "concat": _concat,
     "add": partial(_plain, 1, 3),
+    "plus": partial(_plain, 1, 1),  # of another operation, which has its result at hand
     "dropout": _dropout,
     # ‖g‖²; clip; m; v; √, its factor, + ε, /, rate, θ; EMA.  g is read twice, once for its norm.
     "update": partial(_plain, 19, 10),
@@ -217,7 +218,7 @@ def _network(config: UNetConfig, n: int, size: int, train: bool) -> Iterator[Loo
             yield Loop("group_norm", (n, h, h, c), config.groups)
             yield from [Loop("dense", (n * h * h, c), c)] * 4
             yield Loop("attention", (n, h * h, c))
-            yield Loop("add", (n, h, h, c))
+            yield Loop("plus", (n, h * h, c))
         widths.append(d)
     yield Loop("group_norm", (n, size, size, widths[-1]), config.groups, "silu")
     yield Loop("conv3x3", (n, size, size, widths[-1]), config.out_channels)
@@ -234,7 +235,7 @@ def _block(config: UNetConfig, n: int, h: int, c: int, d: int, train: bool) -> I
     yield Loop("conv3x3", (n, h, h, d), d)
     if c != d:
         yield Loop("dense", (n * h * h, c), d)
-    yield Loop("add", (n, h, h, d))
+    yield Loop("plus", (n, h, h, d))
 
 
 def _gradient_sums(config: UNetConfig, n: int, size: int) -> Iterator[Loop]:
@@ -244,8 +245,8 @@ def _gradient_sums(config: UNetConfig, n: int, size: int) -> Iterator[Loop]:
         if kind == "push":
             yield Loop("add", (n, h, h, c))
         elif kind == "block":
-            yield Loop("add", (n, h, h, c_in))
+            yield Loop("plus", (n, h, h, c_in))
         elif kind == "attention":
-            yield from [Loop("add", (n, h * h, c_in))] * 2
-            yield Loop("add", (n, h, h, c_in))
+            yield from [Loop("plus", (n, h * h, c_in))] * 2
+            yield Loop("plus", (n, h, h, c_in))
         c = c_out or c

@@ -222,7 +222,6 @@ def test_the_network_runs_the_operations_of_the_backend_it_is_given(gradient_err
     counted = {name: backend.calls.count(name) for name in sorted(set(backend.calls))}
     widened = sum(name.endswith("nin_shortcut/W") for name in net.shapes)
     assert counted == {
-        "add": blocks + attentions,
         "attention": attentions,
         "concat": 4,
         "conv3x3": 1 + 2 * blocks + 1 + 1 + 1,  # conv_in, the blocks, down, up, conv_out

@@ -190,6 +190,7 @@ def test_pointwise_counts() -> None:
     assert Loop("dropout", (1, 1, 1, 5)).forward().flops == 5 * counted(lambda: A.at_least(A) * A)
     assert Loop("upsample", (1, 2, 2, 3)).adjoint() == Work(12 * counted(lambda: A + A + A + A), 4 * 5 * 12)
     assert Loop("add", (2, 3)).forward() == Work(6, 72) and Loop("add", (2, 3)).adjoint() is None
+    assert Loop("plus", (2, 3)).forward() == Work(6, 24), "its array is read; the result is the operation's"
     assert Loop("concat", (1, 2, 2, 3), 2).forward() == Work(0, 2 * 4 * 20)
 
 
@@ -209,6 +210,10 @@ class Recorder(Backend):
     def _note(self, loop: Loop, direction: str = "forward") -> None:
         self.calls[loop, direction] += 1
 
+    def _note_plus(self, plus: Any) -> None:
+        if plus is not None:
+            self._note(Loop("plus", plus.shape))
+
 
 def _recording(name: str) -> Callable[..., Any]:
     def method(self: Recorder, *args: Any, **how: Any) -> Any:
@@ -227,14 +232,16 @@ def _recording(name: str) -> Callable[..., Any]:
         elif name == "concat":
             loop = Loop(name, first.shape, args[1].shape[-1])
         self._note(loop)
+        self._note_plus(how.get("plus"))
         found = plain(*args, **how)
         if name in ("update", "q_sample", "p_sample"):
             return found
         y, backward = found
 
-        def adjoint(dy: Any) -> Any:
+        def adjoint(dy: Any, **plus: Any) -> Any:
             self._note(loop, "adjoint")
-            return backward(dy)
+            self._note_plus(plus.get("plus"))
+            return backward(dy, **plus)
 
         return y, adjoint
 
@@ -247,7 +254,8 @@ for _name in OPERATIONS:
 
 def without_free_adjoints(calls: Counter[tuple[Loop, str]]) -> Counter[tuple[Loop, str]]:
     """The adjoint of a sum is dy itself: networks need not ask for it."""
-    return Counter({key: n for key, n in calls.items() if (key[0].operation, key[1]) != ("add", "adjoint")})
+    free = ("add", "adjoint"), ("plus", "adjoint")
+    return Counter({key: n for key, n in calls.items() if (key[0].operation, key[1]) not in free})
 
 
 @pytest.mark.parametrize("config", [SMALL, PLAIN, CASES["digits"].config])

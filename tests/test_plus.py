@@ -1,4 +1,8 @@
-"""`plus`, what an operation adds where it writes: the bits of the operation followed by `add`, on any backend."""
+"""`plus`, what an operation adds where it writes: the bits of the operation followed by `add`, on any backend.
+
+So with a whole network: its output and gradients have the bits of one whose residual connections are additions of their
+own, which stand below.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +17,10 @@ from ddpm_ref.backend import Backend
 from ddpm_ref.backend_cases import LAYOUTS, placed
 from ddpm_ref.checks import Array
 from ddpm_ref.discovery import available_backends, get_backend
+from ddpm_ref.nn import unet
+from ddpm_ref.nn.params import Params, Scope
+from ddpm_ref.nn.plan import UNetConfig
+from ddpm_ref.nn.unet import UNet
 
 WAYS = [(name, threads) for name in available_backends() for threads in ((1, 2, 3) if name == "numba" else (None,))]
 
@@ -106,3 +114,93 @@ def test_plus_may_be_another_argument_of_the_call(backend: Backend, layout: str)
     for _, backward in (backend.dense(there, V, b), backend.group_norm(there, b, b, 4, silu=True)):
         assert bits(backend, backward(there, plus=there)[0]) == bits(backend, backend.add(backward(there)[0], there)[0])
     assert np.array_equal(backend.to_host(there), x)
+
+
+# ---- a whole network
+
+
+def block(p: Scope, x: Array, temb: Array, cfg: UNetConfig, run: Backend, uniforms: Any) -> Any:
+    """`unet._block` with every sum an operation of its own."""
+    h, norm1 = run.group_norm(x, p["norm1/gamma"], p["norm1/beta"], cfg.groups, silu=True)
+    time, temb_proj = run.dense(temb, p["temb_proj/W"], p["temb_proj/b"])
+    h, conv1 = run.conv3x3(h, p["conv1/W"], p["conv1/b"] + time)
+    h, norm2 = run.group_norm(h, p["norm2/gamma"], p["norm2/beta"], cfg.groups, silu=True)
+    h, drop = run.dropout(h, uniforms(h.shape), cfg.dropout)
+    y, conv2 = run.conv3x3(h, p["conv2/W"], p["conv2/b"])
+    shortcut = None
+    if x.shape[-1] != y.shape[-1]:
+        residual, shortcut = run.dense(x, p["nin_shortcut/W"], p["nin_shortcut/b"])
+        y, _ = run.add(y, residual)
+    else:
+        y, _ = run.add(y, x)
+
+    def backward(dy: Array, g: Scope) -> tuple[Array, Array]:
+        d, g["conv2/W"], g["conv2/b"] = conv2(dy)
+        d, g["norm2/gamma"], g["norm2/beta"] = norm2(drop(d))
+        d, g["conv1/W"], d_time = conv1(d)
+        g["conv1/b"] = d_time.sum(axis=0)
+        d_temb, g["temb_proj/W"], g["temb_proj/b"] = temb_proj(d_time)
+        dx, g["norm1/gamma"], g["norm1/beta"] = norm1(d)
+        if shortcut is None:
+            return run.add(dx, dy)[0], d_temb
+        d_residual, g["nin_shortcut/W"], g["nin_shortcut/b"] = shortcut(dy)
+        return run.add(dx, d_residual)[0], d_temb
+
+    return y, backward
+
+
+def attention(p: Scope, x: Array, cfg: UNetConfig, run: Backend) -> Any:
+    """`unet._attention` with every sum an operation of its own."""
+    n, height, width, c = x.shape
+    h, norm = run.group_norm(x, p["norm/gamma"], p["norm/beta"], cfg.groups)
+    h = h.reshape(n, height * width, c)
+    (q, dense_q), (k, dense_k), (v, dense_v) = (run.dense(h, p[f"{name}/W"], p[f"{name}/b"]) for name in "qkv")
+    h, attend = run.attention(q, k, v)
+    y, proj_out = run.dense(h, p["proj_out/W"], p["proj_out/b"])
+    y, _ = run.add(y.reshape(x.shape), x)
+
+    def backward(dy: Array, g: Scope) -> Array:
+        d, g["proj_out/W"], g["proj_out/b"] = proj_out(dy.reshape(n, height * width, c))
+        dq, dk, dv = attend(d)
+        d_q, g["q/W"], g["q/b"] = dense_q(dq)
+        d_k, g["k/W"], g["k/b"] = dense_k(dk)
+        d_v, g["v/W"], g["v/b"] = dense_v(dv)
+        d, _ = run.add(run.add(d_q, d_k)[0], d_v)
+        dx, g["norm/gamma"], g["norm/beta"] = norm(d.reshape(x.shape))
+        return run.add(dx, dy)[0]
+
+    return y, backward
+
+
+CONFIGS = [
+    UNetConfig(2, 9, (1, 2, 1), 1, (0, 2), groups=3, dropout=0.3, learned_variance=True),  # channels fill no vectors
+    UNetConfig(3, 16, (1, 2), 2, (1,), groups=8, dropout=0.1),
+    UNetConfig(1, 64, (1, 1), 1, (0, 1), groups=32, dropout=0.1),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"base {config.base}")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_network_has_the_bits_of_one_whose_residuals_are_additions_of_their_own(
+    backend: Backend, config: UNetConfig, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, rng = UNet(config), np.random.default_rng(0)
+    values = rng.standard_normal(net.size) / np.sqrt(9 * config.base)
+    params = Params(backend.to_device(values.astype(dtype)), net.shapes)
+    shape = (3, 4 * config.factor, 4 * config.factor, config.channels)
+    x, d_output = several(1, dtype, shape, (*shape[:3], config.out_channels))
+    x, d_output = backend.to_device(x), backend.to_device(d_output)
+
+    def outcome() -> list[bytes]:
+        def uniforms(layer: int, shape: tuple[int, ...]) -> Array:
+            return backend.to_device(np.random.default_rng(layer).random(shape, dtype=np.float32))
+
+        output, backward = net(params, x, 7, backend, dropout=uniforms)
+        dx, grads = backward(d_output)
+        assert np.isfinite(backend.to_host(grads.vector)).all() and np.abs(backend.to_host(output)).max() > 0.01
+        return bits(backend, output, dx, grads.vector)
+
+    found = outcome()
+    monkeypatch.setattr(unet, "_block", block)
+    monkeypatch.setattr(unet, "_attention", attention)
+    assert found == outcome()

@@ -254,12 +254,15 @@ class Strict(Backend):
 
 def _strictly(name: str) -> Any:
     def operation(self: Backend, *args: Any, **settings: Any) -> Any:
-        assert {a.dtype for a in args if isinstance(a, np.ndarray)} == {np.dtype(np.float32)}, name
+        given = [a for a in (*args, *settings.values()) if isinstance(a, np.ndarray)]
+        assert {a.dtype for a in given} == {np.dtype(np.float32)}, name
         y, backward = getattr(Backend, name)(self, *args, **settings)
+        assert settings.get("plus", y).shape == y.shape, name
 
-        def strict(dy: Array) -> Any:
+        def strict(dy: Array, **plus: Array) -> Any:
             assert dy.shape == y.shape and dy.dtype == y.dtype == np.float32, name
-            return backward(dy)
+            assert all(a.shape == args[0].shape and a.dtype == np.float32 for a in plus.values()), name
+            return backward(dy, **plus)
 
         return y, strict
 
@@ -285,8 +288,10 @@ def test_adjoints_that_are_declined_are_let_go_as_the_network_runs(adjoint: bool
     alive: list[int] = []
 
     class Watched(Backend):
-        def conv3x3(self, x: Array, W: Array, b: Array, *, stride: int = 1) -> tuple[Array, Callable[..., Any]]:
-            y, backward = super().conv3x3(x, W, b, stride=stride)
+        def conv3x3(
+            self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None
+        ) -> tuple[Array, Callable[..., Any]]:
+            y, backward = super().conv3x3(x, W, b, stride=stride, plus=plus)
             alive.append(sum(ref() is not None for ref in made))
             made.append(weakref.ref(backward))
             return y, backward

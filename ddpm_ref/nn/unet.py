@@ -211,13 +211,10 @@ def _block(
     drop = None
     if uniforms is not None and cfg.dropout:
         h, drop = run.dropout(h, uniforms(h.shape), cfg.dropout)
-    y, conv2 = run.conv3x3(h, p["conv2/W"], p["conv2/b"])
-    shortcut = None
-    if x.shape[-1] != y.shape[-1]:
+    residual, shortcut = x, None
+    if x.shape[-1] != h.shape[-1]:
         residual, shortcut = run.dense(x, p["nin_shortcut/W"], p["nin_shortcut/b"])
-        y, _ = run.add(y, residual)
-    else:
-        y, _ = run.add(y, x)
+    y, conv2 = run.conv3x3(h, p["conv2/W"], p["conv2/b"], plus=residual)
 
     def backward(dy: Array, g: Scope) -> tuple[Array, Array]:
         d, g["conv2/W"], g["conv2/b"] = conv2(dy)
@@ -226,12 +223,10 @@ def _block(
         d, g["conv1/W"], d_time = conv1(d)
         g["conv1/b"] = d_time.sum(axis=0)
         d_temb, g["temb_proj/W"], g["temb_proj/b"] = temb_proj(d_time)
-        dx, g["norm1/gamma"], g["norm1/beta"] = norm1(d)
+        d_residual = dy
         if shortcut:
             d_residual, g["nin_shortcut/W"], g["nin_shortcut/b"] = shortcut(dy)
-            dx, _ = run.add(dx, d_residual)
-        else:
-            dx, _ = run.add(dx, dy)
+        dx, g["norm1/gamma"], g["norm1/beta"] = norm1(d, plus=d_residual)
         return dx, d_temb
 
     return y, backward
@@ -241,26 +236,24 @@ def _attention(p: Scope, x: Array, cfg: UNetConfig, run: Backend) -> tuple[Array
     """An attention block over all H·W positions; backward(dy, g) -> dx."""
     n, height, width, c = x.shape
     h, norm = run.group_norm(x, p["norm/gamma"], p["norm/beta"], cfg.groups)
-    h = h.reshape(n, height * width, c)
+    rows = n, height * width, c
+    h = h.reshape(rows)
     q, dense_q = run.dense(h, p["q/W"], p["q/b"])
     k, dense_k = run.dense(h, p["k/W"], p["k/b"])
     v, dense_v = run.dense(h, p["v/W"], p["v/b"])
     h, attend = run.attention(q, k, v)
-    y, proj_out = run.dense(h, p["proj_out/W"], p["proj_out/b"])
-    y, _ = run.add(y.reshape(x.shape), x)
+    y, proj_out = run.dense(h, p["proj_out/W"], p["proj_out/b"], plus=x.reshape(rows))
 
     def backward(dy: Array, g: Scope) -> Array:
-        d, g["proj_out/W"], g["proj_out/b"] = proj_out(dy.reshape(n, height * width, c))
+        d, g["proj_out/W"], g["proj_out/b"] = proj_out(dy.reshape(rows))
         dq, dk, dv = attend(d)
         d, g["q/W"], g["q/b"] = dense_q(dq)
-        d_k, g["k/W"], g["k/b"] = dense_k(dk)
-        d_v, g["v/W"], g["v/b"] = dense_v(dv)
-        d, _ = run.add(d, d_k)
-        d, _ = run.add(d, d_v)
-        dx, g["norm/gamma"], g["norm/beta"] = norm(d.reshape(x.shape))
-        return run.add(dx, dy)[0]
+        d, g["k/W"], g["k/b"] = dense_k(dk, plus=d)
+        d, g["v/W"], g["v/b"] = dense_v(dv, plus=d)
+        dx, g["norm/gamma"], g["norm/beta"] = norm(d.reshape(x.shape), plus=dy)
+        return dx
 
-    return y, backward
+    return y.reshape(x.shape), backward
 
 
 def _resample(kind: str, p: Scope, x: Array, run: Backend) -> tuple[Array, Backward]:
