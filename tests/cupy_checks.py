@@ -33,8 +33,8 @@ def barriers(file: str) -> list[Any]:
 
 
 def counted_barriers(file: str) -> list[Any]:
-    """`barriers` of a file whose blocks count each other, without those in front of the count, which no thread of the same
-    block needs."""
+    """`barriers` of a file whose blocks count each other, but for those in front of the count: only other blocks need
+    them."""
     text = kernel_text(file)
 
     def behind(old: str) -> str:

@@ -230,9 +230,7 @@ def test_views_may_begin_anywhere(host: Host, tight: bool) -> None:
     x, gamma, beta = (misaligned(run, a.astype(np.float32)) for a in case.args)
     dy = cases.normals(7, x.shape)[0].astype(np.float32)
     y, backward = norm.group_norm(run, x, gamma, beta, 2, True)
-    into = misaligned(run, np.zeros((2, 8), np.float32))
-    dx, dgamma, dbeta = backward(misaligned(run, dy), into)
-    assert dgamma.base is not None and np.shares_memory(dgamma, into) and np.shares_memory(dbeta, into)
+    dx, dgamma, dbeta = backward(misaligned(run, dy))
     for a, b in zip((y, dx, dgamma, dbeta), _results(_device(host, tight=tight), case), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

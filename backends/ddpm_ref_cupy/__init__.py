@@ -56,33 +56,17 @@ class CupyBackend(Backend):
         self, x: Array, W: Array, b: Array, *, stride: int = 1, plus: Array | None = None
     ) -> tuple[Array, Backward]:
         """`ops.conv3x3`."""
-        y, backward = conv.conv3x3(self.run, x, W, b, stride=stride)
-        return self._with(plus, y), backward
+        return conv.conv3x3(self.run, x, W, b, stride, plus)
 
     def dense(self, x: Array, W: Array, b: Array, *, plus: Array | None = None) -> tuple[Array, Backward]:
         """`ops.dense`."""
-        y, backward = dense.dense(self.run, x, W, b)
-        return self._with(plus, y), self._with_plus(backward)
+        return dense.dense(self.run, x, W, b, plus)
 
     def group_norm(
         self, x: Array, gamma: Array, beta: Array, groups: int, *, silu: bool = False
     ) -> tuple[Array, Backward]:
         """`ops.group_norm`."""
-        y, backward = norm.group_norm(self.run, x, gamma, beta, groups, silu)
-        return y, self._with_plus(backward)
-
-    def _with(self, plus: Array | None, y: Array) -> Array:
-        """y + plus, if there is one."""
-        return y if plus is None else pointwise.add(self.run, y, plus)[0]
-
-    def _with_plus(self, backward: Backward) -> Backward:
-        """An adjoint whose dx has a plus added to it, if there is one."""
-
-        def adjoint(dy: Array, plus: Array | None = None) -> tuple[Array, ...]:
-            dx, *others = backward(dy)
-            return self._with(plus, dx), *others
-
-        return adjoint
+        return norm.group_norm(self.run, x, gamma, beta, groups, silu)
 
     def attention(self, q: Array, k: Array, v: Array) -> tuple[Array, Backward]:
         """`ops.attention`."""

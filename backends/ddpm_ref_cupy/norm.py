@@ -104,8 +104,7 @@ def _cost(run: Device, p: Plan, n: int, s: int, c: int, itemsize: int, arrays: i
 def group_norm(run: Device, x: Array, gamma: Array, beta: Array, groups: int, silu: bool) -> tuple[Array, Backward]:
     """`ops.group_norm`.
 
-    backward(dy, into=None, plus=None) -> dx + plus, dgamma, dbeta; into: a (2, C) array for dgamma and dbeta, which are
-    its rows; plus: an array like x, as `pointwise.add` would add it.
+    backward(dy, plus=None) -> dx + plus, dgamma, dbeta; plus: an array like x, as `pointwise.add` would add it.
     """
     x, gamma, beta = run.contiguous(x), run.contiguous(gamma), run.contiguous(beta)
     n, c = x.shape[0], x.shape[-1]
@@ -113,9 +112,9 @@ def group_norm(run: Device, x: Array, gamma: Array, beta: Array, groups: int, si
     y, stats = run.empty(x.shape, x.dtype), run.empty((2, n, groups), real_of(x.dtype))
     _forward(run, x, gamma, beta, y, stats, s, width, silu)
 
-    def backward(dy: Array, into: Array | None = None, plus: Array | None = None) -> tuple[Array, Array, Array]:
+    def backward(dy: Array, plus: Array | None = None) -> tuple[Array, Array, Array]:
         dx = run.empty(x.shape, x.dtype)
-        sums = run.empty((2, c), real_of(x.dtype)) if into is None else into
+        sums = run.empty((2, c), real_of(x.dtype))
         plus = plus if plus is None else run.contiguous(plus)
         _backward(run, x, run.contiguous(dy), gamma, beta, stats, plus, dx, sums, s, width, silu)
         return dx, sums[0], sums[1]
