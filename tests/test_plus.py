@@ -134,12 +134,13 @@ def block(p: Scope, x: Array, temb: Array, cfg: UNetConfig, run: Backend, unifor
     else:
         y, _ = run.add(y, x)
 
-    def backward(dy: Array, g: Scope) -> tuple[Array, Array]:
+    def backward(dy: Array, g: Scope, d_temb: Array | None) -> tuple[Array, Array]:
         d, g["conv2/W"], g["conv2/b"] = conv2(dy)
         d, g["norm2/gamma"], g["norm2/beta"] = norm2(drop(d))
         d, g["conv1/W"], d_time = conv1(d)
-        g["conv1/b"] = d_time.sum(axis=0)
-        d_temb, g["temb_proj/W"], g["temb_proj/b"] = temb_proj(d_time)
+        d_here, g["temb_proj/W"], d_bias = temb_proj(d_time)
+        g["temb_proj/b"] = g["conv1/b"] = d_bias
+        d_temb = d_here if d_temb is None else run.add(d_here, d_temb)[0]
         dx, g["norm1/gamma"], g["norm1/beta"] = norm1(d)
         if shortcut is None:
             return run.add(dx, dy)[0], d_temb

@@ -259,9 +259,10 @@ def _strictly(name: str) -> Any:
         y, backward = getattr(Backend, name)(self, *args, **settings)
         assert settings.get("plus", y).shape == y.shape, name
 
-        def strict(dy: Array, **plus: Array) -> Any:
+        def strict(dy: Array, **plus: Array | None) -> Any:
             assert dy.shape == y.shape and dy.dtype == y.dtype == np.float32, name
-            assert all(a.shape == args[0].shape and a.dtype == np.float32 for a in plus.values()), name
+            more = [a for a in plus.values() if a is not None]
+            assert all(a.shape == args[0].shape and a.dtype == np.float32 for a in more), name
             return backward(dy, **plus)
 
         return y, strict

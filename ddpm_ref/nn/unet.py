@@ -98,7 +98,7 @@ class UNet:
             g = params.like(np.empty_like(params.vector))
             d, g["conv_out/W"], g["conv_out/b"] = conv_out(d_output)
             d, g["norm_out/gamma"], g["norm_out/beta"] = norm_out(d)
-            d, d_temb = _walk_back(tape, d, np.zeros_like(silu_temb), g, backend)
+            d, d_temb = _walk_back(tape, d, g, backend)
             dx, g["conv_in/W"], g["conv_in/b"] = conv_in(d)
             temb_back(d_temb, g.under("temb"))
             return dx, g
@@ -153,12 +153,13 @@ class UNet:
 # --- the pieces ------------------------------------------------------------------------------------------------------
 
 
-def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params, run: Backend) -> tuple[Array, Array]:
+def _walk_back(tape: Tape, d: Array, g: Params, run: Backend) -> tuple[Array, Array]:
     """The adjoint of `UNet._forward`: from d loss / d h at its end to that at its beginning, and d loss / d SiLU(temb).
 
     Takes the tape apart, so that each piece's arrays are freed once they are used.
     """
     d_skips: list[Array] = []
+    d_temb: Array | None = None
     while tape:
         piece, back = tape.pop()
         if piece.kind == "pop":
@@ -167,8 +168,7 @@ def _walk_back(tape: Tape, d: Array, d_temb: Array, g: Params, run: Backend) -> 
         elif piece.kind == "push":
             d, _ = run.add(d, d_skips.pop())
         elif piece.kind == "block":
-            d, d_temb_here = back(d, g.under(piece.name))
-            d_temb += d_temb_here
+            d, d_temb = back(d, g.under(piece.name), d_temb)
         else:
             d = back(d, g.under(piece.name))
     return d, d_temb
@@ -202,7 +202,7 @@ def _block(
     run: Backend,
     uniforms: Callable[[tuple[int, ...]], Array] | None,
 ) -> tuple[Array, Backward]:
-    """A residual block; backward(dy, g) -> dx, d_temb."""
+    """A residual block; backward(dy, g, d_temb) -> dx, d_temb with its own added."""
     h, norm1 = run.group_norm(x, p["norm1/gamma"], p["norm1/beta"], cfg.groups, silu=True)
     time, temb_proj = run.dense(temb, p["temb_proj/W"], p["temb_proj/b"])
     # The time enters as the bias of the first convolution, one for each image.
@@ -216,13 +216,13 @@ def _block(
         residual, shortcut = run.dense(x, p["nin_shortcut/W"], p["nin_shortcut/b"])
     y, conv2 = run.conv3x3(h, p["conv2/W"], p["conv2/b"], plus=residual)
 
-    def backward(dy: Array, g: Scope) -> tuple[Array, Array]:
+    def backward(dy: Array, g: Scope, d_temb: Array | None) -> tuple[Array, Array]:
         d, g["conv2/W"], g["conv2/b"] = conv2(dy)
         d = drop(d) if drop else d
         d, g["norm2/gamma"], g["norm2/beta"] = norm2(d)
         d, g["conv1/W"], d_time = conv1(d)
-        g["conv1/b"] = d_time.sum(axis=0)
-        d_temb, g["temb_proj/W"], g["temb_proj/b"] = temb_proj(d_time)
+        d_temb, g["temb_proj/W"], d_bias = temb_proj(d_time, plus=d_temb)
+        g["temb_proj/b"] = g["conv1/b"] = d_bias  # they are added, so their gradients are one
         d_residual = dy
         if shortcut:
             d_residual, g["nin_shortcut/W"], g["nin_shortcut/b"] = shortcut(dy)
