@@ -46,6 +46,9 @@ def test_products_of_bfloat16_are_summed_in_float32(cuda: Cuda) -> None:
     out = run.to_host(run.matmul(*halves, run.empty((64, 32), np.float32)))
     exact = a.view(np.float32).astype(np.float64) @ b.view(np.float32)
     assert np.linalg.norm(out - exact) / np.linalg.norm(exact) < 1e-6
+    bits = run.to_host(run.matmul(*halves, run.empty((64, 32), np.uint16)))
+    stored = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    assert (np.abs(stored - exact) <= np.abs(exact) / 256 + 1e-5).all()
 
 
 @pytest.mark.parametrize("name", ["normal", "uniform"])
