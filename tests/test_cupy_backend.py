@@ -247,6 +247,20 @@ def test_pictures_drawn_through_bfloat16_are_the_same_to_the_eye(host: Host, cha
         assert x.dtype == np.float32 and np.abs(x - wanted).max() < 0.02
 
 
+def test_on_hopper_a_chains_convolutions_normalise_what_they_read(host: Host) -> None:
+    config = replace(EIGHTS, base=32, image_size=8)
+    one = trainer(config, data=pictures(size=8))
+    how: dict[str, Any] = dict(samples=[3], shape=(8, 8, 1), seed=6, every=2)
+    drawn, kernels = [], []
+    for capability in ((8, 0), (9, 0)):
+        backend = CupyBackend(device=host(precision="bf16"))
+        backend.run.capability = capability
+        drawn.append(list(generate_steps(one.net, one.params(), short(2), backend=backend, **how))[-1][1])
+        kernels.append({launch.kernel.split("_")[1] for launch in backend.run.launches if "conv_" in launch.kernel})
+    assert np.abs(drawn[0] - drawn[1]).max() < 0.02
+    assert "hopper.norm" in kernels[1] and "hopper.norm" not in kernels[0]
+
+
 def test_the_bits_of_a_step_at_bf16_do_not_depend_on_which_thread_runs_first(host: Host) -> None:
     states = []
     for order in ("forward", "warp-greedy-reverse"):

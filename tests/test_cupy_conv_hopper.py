@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
 from cupy_checks import barriers, orders
-from cupy_conv_checks import arguments, hold, results
-from ddpm_ref_cupy import hopper
+from cupy_conv_checks import arguments, hold, results, stored
+from ddpm_ref_cupy import conv, hopper, norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddpm_ref import backend_cases as cases
 from ddpm_ref.checks import Array
 
 Host = Callable[..., HostDevice]
@@ -79,8 +80,82 @@ def test_the_bits_do_not_depend_on_which_thread_runs_first(host: Host) -> None:
         assert all(a.tobytes() == b.tobytes() for a, b in zip(first, other, strict=True))
 
 
+# --- normalising on the way ------------------------------------------------------------------------------------------
+
+
+def _normalised(run: HostDevice, shape: tuple[int, int, int], c: int, d: int, deferred: bool) -> Array:
+    """conv(SiLU(GroupNorm(x))) + b + plus of bfloat16, at once or one after the other."""
+    draws = cases.normals(sum(shape), (*shape, c), (3, 3, c, d), (shape[0], d), (*shape, d), (c,), (c,))
+    x, W, b, plus, gamma, beta = (a.astype(np.float32) for a in draws)
+    x, plus = stored(x), stored(plus)
+    x, W, b, plus, gamma, beta = map(run.to_device, (x, W, b, plus, gamma, beta))
+    run.kept = {}
+    h, _ = norm.group_norm(run, x, gamma, beta, c // 4, True)
+    y, _ = conv.conv3x3(run, h if deferred else h.array(), W, b, plus=plus)
+    return y
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.sampled_from(FITTING), st.sampled_from([32, 64, 72, 136]), st.sampled_from([32, 40, 72, 136]), orders,
+    st.sampled_from([1, 2, 132]),
+)  # fmt: skip
+def test_normalising_while_reading_has_the_bits_of_norm_and_then_convolution(
+    host: Host, shape: tuple[int, int, int], c: int, d: int, order: str, processors: int
+) -> None:
+    found, wanted = (_hopper(host(order, "bf16"), processors) for _ in range(2))
+    y = _normalised(found, shape, c, d, True)
+    assert y.tobytes() == _normalised(wanted, shape, c, d, False).tobytes()
+    assert any("norm_" in launch.kernel for launch in found.launches if launch.kernel.startswith("conv_hopper"))
+    assert not any("conv_hopper.norm_" in launch.kernel for launch in wanted.launches)
+
+
+@pytest.mark.parametrize("block", hopper.EFFICIENCY)
+def test_every_kernel_that_normalises(host: Host, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper, "EFFICIENCY", {block: 1.0})
+    runs = [_hopper(host(ORDERS[sum(block) // 64 % 5], "bf16"), 1) for _ in range(2)]
+    for shape in ((6, 8, 8), (1, 32, 16)):
+        first, second = (_normalised(run, shape, 96, 72, not number) for number, run in enumerate(runs))
+        assert first.tobytes() == second.tobytes()
+    assert f"conv_hopper.norm_{block[0]}x{block[1]}" in _kernels(runs[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("if (NORM) __syncthreads();", ""),
+        ("if (source[buffer * places + place] >= 0) normalise16", "normalise16"),
+        ("scale + CHUNK);", "scale);"),
+        ("(parity * images + image) * 2 * CHUNK + plane * EACH", "(parity * images) * 2 * CHUNK + plane * EACH"),
+        ("find_factors(ends ? next : tile,", "find_factors(tile,"),
+        ("norm.beta[c] - ", "norm.beta[c] + "),
+        ("if (more && tap > AHEAD) settle", "if (more && tap > AHEAD + 1) settle"),
+    ],
+    ids=lambda change: change[0][:40],
+)
+def test_a_mistake_in_normalising_shows(host: Host, change: tuple[str, str]) -> None:
+    wanted = _normalised(_hopper(host("forward", "bf16"), 1), (9, 8, 8), 72, 40, True).tobytes()
+
+    def differs(order: str) -> bool:
+        run = _hopper(host(order, "bf16", replace={"conv_hopper": [change]}), 1)
+        try:
+            return _normalised(run, (9, 8, 8), 72, 40, True).tobytes() != wanted
+        except RuntimeError:
+            return True
+
+    assert any(map(differs, reversed(ORDERS)))
+
+
+def test_what_no_kernel_normalises_is_computed_first(host: Host) -> None:
+    """On cards before Hopper, and into few channels: the array that the convolution reads is that of GroupNorm."""
+    run = host("forward", "bf16")
+    y = _normalised(run, (2, 8, 8), 64, 40, True)
+    assert y.tobytes() == _normalised(host("forward", "bf16"), (2, 8, 8), 64, 40, False).tobytes()
+    assert not any("norm_" in launch.kernel for launch in run.launches if launch.kernel.startswith("conv_"))
+
+
 CHANGES = [
-    *barriers("conv_hopper"),
+    *(change for change in barriers("conv_hopper") if "if (NORM)" not in change.values[0][0]),  # above
     pytest.param(("tap / 3 * (Q + 2)", "tap / 3 * (Q + 1)"), id="a tap one place off"),
     pytest.param(("                async_wait<AHEAD - 1>();", ""), id="filters not waited for"),
     pytest.param(("async_wait<0>();", ""), id="a gradient's tile not waited for"),

@@ -7,6 +7,7 @@ from ddpm_ref.nn.ops import Backward
 from ddpm_ref_cupy import hopper, tiles
 from ddpm_ref_cupy.dense import add_bias, column_sums, part_sums, rounded, spread
 from ddpm_ref_cupy.device import Device, Launch, real_of
+from ddpm_ref_cupy.norm import Deferred, no_adjoint
 
 COLUMN_BYTES = 256 << 20
 """Most memory that the windows of a part of the batch take."""
@@ -17,9 +18,16 @@ def conv3x3(
 ) -> tuple[Array, Backward]:
     """`ops.conv3x3`: (N, H, W, C) -> (N, ⌈H/stride⌉, ⌈W/stride⌉, D). x, y and their gradients may be bfloat16."""
     key = run.address(W)
-    x, W, b = run.contiguous(x), run.contiguous(W), run.contiguous(b)
+    W, b = run.contiguous(W), run.contiguous(b)
     plus = None if plus is None else run.contiguous(plus)
     kind = _kind(run, x, W.shape[3])
+    if isinstance(x, Deferred):
+        cut = _blocks(run, x.shape, W.shape[3]) if stride == 1 else None
+        if cut and hopper.normalises(cut, kind):
+            filters = _forward_filters(run, W, cut, key)[0]
+            return _convolve_tiles(run, x, filters, b, plus, W.shape[3], kind, cut), no_adjoint
+        x = x.array()
+    x = run.contiguous(x)
     if stride == 1 and run.precision != "fp32" and x.dtype != np.float64:
         forward, adjoint = _blocks(run, x.shape, W.shape[3]), _blocks(run, (*x.shape[:3], W.shape[3]), W.shape[2])
         gradient = _gradient_blocks(run, x.shape, W.shape[3])
@@ -64,14 +72,8 @@ def _on_tensor_cores(
     address: int,
 ) -> tuple[Array, Backward]:
     """Stride 1, operands rounded to the device's precision. address: of the parameter that W is, or was."""
-    both = run.kept is None and forward.pack == adjoint.pack  # one launch, where an adjoint may follow
-    key, x_kind = (address, forward.pack, forward.wide), x.dtype
-    if run.kept is not None and key in run.kept:
-        filters, kept = run.kept[key], None
-    else:
-        filters, kept = _packed(run, W, forward, False, adjoint if both else None)
-        if run.kept is not None:
-            run.kept[key] = filters
+    x_kind = x.dtype
+    filters, kept = _forward_filters(run, W, forward, address, adjoint)
     x = _operands(run, x)
     y = _convolve_tiles(run, x, filters, b, plus, W.shape[3], kind, forward)
 
@@ -86,6 +88,18 @@ def _on_tensor_cores(
         return dx, dW, column_sums(run, given) if b.ndim == 1 else part_sums(run, given, len(given))
 
     return y, backward
+
+
+def _forward_filters(
+    run: Device, W: Array, cut: tiles.Blocks, address: int, adjoint: tiles.Blocks | None = None
+) -> tuple[Array, Array | None]:
+    """W as the cut's kernel takes it, kept where it stays what it is; else, by the same launch, the adjoint's too."""
+    if run.kept is None:
+        return _packed(run, W, cut, False, adjoint if adjoint and adjoint.pack == cut.pack else None)
+    key = address, cut.pack, cut.wide
+    if key not in run.kept:
+        run.kept[key] = _packed(run, W, cut, False)[0]
+    return run.kept[key], None
 
 
 def _operands(run: Device, x: Array) -> Array:
@@ -126,7 +140,7 @@ def widened(run: Device, x: Array) -> Array:
 
 def _convolve_tiles(
     run: Device,
-    x: Array,
+    x: Array | Deferred,
     filters: Array,
     b: Array | None,
     plus: Array | None,
@@ -134,16 +148,21 @@ def _convolve_tiles(
     kind: np.dtype,
     cut: tiles.Blocks,
 ) -> Array:
-    """y = conv(x), + b, + plus, to d channels. x: operands."""
+    """y = conv(x), + b, + plus, to d channels. x: operands, or what becomes them on the way."""
     n, h, w, c = x.shape
     y = run.empty((n, h, w, d), kind)
     t = cut.tiling
     step = -1 if b is None else 0 if b.ndim == 1 else d
     sizes = (n, h, w, c, d, t.images, t.rows, t.columns, t.count, step, plus is not None)
-    arrays = [x, filters, run.empty((1,), np.float32) if b is None else b, y if plus is None else plus, y]
+    arrays = [filters, run.empty((1,), np.float32) if b is None else b, y if plus is None else plus, y]
     if cut.parts:
         arrays.append(run.empty((cut.parts,), np.float32))
-    run.launch(Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared, kind), *arrays, *map(np.int32, sizes))
+    launch = Launch(cut.kernel, cut.grid, (cut.threads,), cut.shared, kind)
+    if isinstance(x, Deferred):
+        launch, sizes = hopper.normalising(launch, t), (x.width, *sizes)
+        run.launch(launch, x.x, x.stats(), x.gamma, x.beta, *arrays, *map(np.int32, sizes))
+    else:
+        run.launch(launch, x, *arrays, *map(np.int32, sizes))
     return y
 
 

@@ -4,6 +4,9 @@ The rule: precision tf32 or bf16, stride 1, a card of compute capability 9.0, 32
 patches of 8 x 8 pixels that are at least half full.
 """
 
+import numpy as np
+
+from ddpm_ref_cupy.device import Launch
 from ddpm_ref_cupy.tiles import EACH, Blocks, GradientBlocks, Tiling
 
 CAPABILITY = (9, 0)
@@ -46,6 +49,17 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             grid = (min(total, processors * max(1, SHARED // shared)),)
             found, least = Blocks(next(names), grid, THREADS, shared, cut, wide, next(names), filters, 0), cost
     return found
+
+
+def normalises(cut: Blocks, kind: np.dtype) -> bool:
+    """Whether the cut's kernel may normalise x as it reads it: those of bf16 that give bfloat16."""
+    return cut.kernel.startswith("conv_hopper.bf16_") and kind == np.uint16
+
+
+def normalising(launch: Launch, tiling: Tiling) -> Launch:
+    """The launch of the kernel that does, with room for two factors a channel of two chunks for each image."""
+    shared = launch.shared + 4 * tiling.images * 8 * EACH["bf16"] * 4
+    return launch._replace(kernel=launch.kernel.replace(".bf16_", ".norm_"), shared=shared)
 
 
 def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> GradientBlocks | None:

@@ -101,13 +101,42 @@ def _cost(run: Device, p: Plan, n: int, s: int, c: int, itemsize: int, arrays: i
     return n * s * c * itemsize * passes / (narrow * busy * filled) + launches * 8e6
 
 
+STATS = 2  # of `how` in norm.cuh
+
+
+class Deferred:
+    """SiLU(GroupNorm(x)), not computed yet: a convolution may do so as it reads x. Has an array's shape and dtype."""
+
+    def __init__(self, run: Device, x: Array, gamma: Array, beta: Array, groups: int) -> None:
+        self._run, self.x, self.gamma, self.beta, self.groups = run, x, gamma, beta, groups
+        self.shape, self.dtype, self.width = x.shape, x.dtype, x.shape[-1] // groups
+
+    def array(self) -> Array:
+        """Computed."""
+        y, _ = self._forward(True)
+        return y
+
+    def stats(self) -> Array:
+        """(2, N, G): means, and 1/√(var + ε)."""
+        return self._forward(STATS)[1]
+
+    def _forward(self, how: int) -> tuple[Array, Array]:
+        run, x = self._run, self.x
+        stats = run.empty((2, len(x), self.groups), real_of(x.dtype))
+        y = x if how == STATS else run.empty(x.shape, x.dtype)  # x is not written to
+        _forward(run, x, self.gamma, self.beta, y, stats, x.size // (len(x) * x.shape[-1]), self.width, how)
+        return y, stats
+
+
 def group_norm(run: Device, x: Array, gamma: Array, beta: Array, groups: int, silu: bool) -> tuple[Array, Backward]:
-    """`ops.group_norm`.
+    """`ops.group_norm`; in a pass whose adjoint is not asked for, `Deferred` where a convolution follows: behind SiLU.
 
     backward(dy, plus=None) -> dx + plus, dgamma, dbeta; plus: an array like x, as `pointwise.add` would add it.
     """
     x, gamma, beta = run.contiguous(x), run.contiguous(gamma), run.contiguous(beta)
     n, c = x.shape[0], x.shape[-1]
+    if silu and run.kept is not None and x.dtype == np.uint16:
+        return Deferred(run, x, gamma, beta, groups), no_adjoint  # type: ignore[return-value]
     s, width = x.size // (n * c), c // groups
     y, stats = run.empty(x.shape, x.dtype), run.empty((2, n, groups), real_of(x.dtype))
     _forward(run, x, gamma, beta, y, stats, s, width, silu)
@@ -122,19 +151,24 @@ def group_norm(run: Device, x: Array, gamma: Array, beta: Array, groups: int, si
     return y, backward
 
 
+def no_adjoint(*_: Array) -> None:
+    raise RuntimeError("a pass that keeps its filters has no adjoint")
+
+
 def _forward(
-    run: Device, x: Array, gamma: Array, beta: Array, y: Array, stats: Array, s: int, width: int, silu: bool
+    run: Device, x: Array, gamma: Array, beta: Array, y: Array, stats: Array, s: int, width: int, how: int
 ) -> None:
+    """how: False, True for SiLU, or STATS: y is left alone."""
     n, c = x.shape[0], x.shape[-1]
     p = plan(run, n, s, c, width, x.itemsize, arrays=1)
     sizes = (np.int32(s), np.int32(c), np.int32(width), np.int32(p.wide), np.int32(p.vector))
     if p.held:
-        run.launch(p.launch("norm_slab", n, x.dtype), x, gamma, beta, y, stats, *sizes, np.int32(silu))
+        run.launch(p.launch("norm_slab", n, x.dtype), x, gamma, beta, y, stats, *sizes, np.int32(how))
         return
     moments = run.empty((2, n, p.chunks, c // width), stats.dtype)
     run.launch(p.launch("norm_moments", n, x.dtype), x, moments, *sizes, np.int32(p.chunk))
     run.launch(
-        p.launch("norm_apply", n, x.dtype), x, moments, gamma, beta, y, stats, *sizes, np.int32(silu), np.int32(p.chunk)
+        p.launch("norm_apply", n, x.dtype), x, moments, gamma, beta, y, stats, *sizes, np.int32(how), np.int32(p.chunk)
     )
 
 

@@ -40,6 +40,21 @@ template <class T> struct alignas(2 * sizeof(T)) Two { T x, y; };
 template <class T> DEVICE void store2(T* p, const Two<T>& v) { *reinterpret_cast<Two<T>*>(p) = v; }
 template <class T> DEVICE Two<T> load2(const T* p) { return *reinterpret_cast<const Two<T>*>(p); }
 
+// 16 bytes of x in shared memory become SiLU(x scale + shift), eight of each; aligned to 16 bytes.
+DEVICE void normalise16(bf16* p, const float* scale, const float* shift) {
+    u32* pairs = reinterpret_cast<u32*>(p);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        Two<u32> v = load2(pairs + 2 * half);
+        Four<float> a = load4(scale + 4 * half), b = load4(shift + 4 * half);
+        float h[4] = {from_bf16((bf16)v.x) * a.x + b.x, from_bf16((bf16)(v.x >> 16)) * a.y + b.y,
+                      from_bf16((bf16)v.y) * a.z + b.z, from_bf16((bf16)(v.y >> 16)) * a.w + b.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) h[i] *= __fdividef(1.0f, 1.0f + __expf(-h[i]));
+        store2(pairs + 2 * half, Two<u32>{pack_bf16(h[0], h[1]), pack_bf16(h[2], h[3])});
+    }
+}
+
 // Where tile `index` lies: from image n, row, column.
 struct Geometry {
     int N, H, W, images, R, Q, n, row, column;
@@ -68,10 +83,19 @@ struct Geometry {
 // before their own; the next chunk of x, be it of the next tile, into the other of two buffers, in PIECES at taps 1, 2, ...,
 // each in the group of that stage's filters, so that AHEAD stages later who copied it may settle it, and by the next tap 0
 // it is there for all. The products of a tap are waited for after those of the next are under way.
+//
+// NORM, of bf16: the convolution is that of SiLU(GroupNorm(x)). Settling is then normalising: each number of a tile and its
+// rim once, in shared memory, where pixels outside of the image stay 0. The factors of a chunk's channels, scale = γ r and
+// shift = β - mean γ r, are made at tap 0 from stats (2, N, G), the means and r of groups of `width` channels.
 // C: a multiple of EACH.  bias_step: 0, D for one bias an image, or -1 for none.  with_plus: whether plus is added.
 
-template <int PATCHES, int BN, class T>
-DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __restrict__ filters,
+struct Norm {
+    const float *stats, *gamma, *beta;
+    int width;
+};
+
+template <int PATCHES, int BN, class T, bool NORM>
+DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const Norm& norm, const T* __restrict__ filters,
                      const float* __restrict__ bias, const stored* __restrict__ plus, stored* __restrict__ y, int N, int H,
                      int W, int C, int D, int images, int R, int Q, int tiles, int bias_step, int with_plus) {
     constexpr int EACH = Operand<T>::EACH, CHUNK = 8 * EACH, RING = 6, AHEAD = RING - 2, PIECES = 4, PER = 2 * PATCHES;
@@ -81,7 +105,8 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
     int places = images * (R + 2) * (Q + 2), pitch = (places + 6) / 8 * 8 + 1;  // ≡ 1 mod 8: planes begin in other banks
     T* ring = reinterpret_cast<T*>(memory);                     // [RING][plane][BN][EACH]
     T* rimmed = ring + RING * FILTERS;                          // [2][plane][pitch][EACH]
-    int* source = reinterpret_cast<int*>(rimmed + 2 * CHUNK * pitch);  // [2][places]
+    float* factors = reinterpret_cast<float*>(rimmed + 2 * CHUNK * pitch);        // NORM: [2][image][scale, shift][CHUNK]
+    int* source = reinterpret_cast<int*>(factors + (NORM ? 4 * images * CHUNK : 0));  // [2][places]
 
     int columns = (D + BN - 1) / BN, chunks = (C + CHUNK - 1) / CHUNK, stages = 9 * chunks, total = tiles * columns;
     int patch_place[PATCHES], patch_image[PATCHES], patch_row[PATCHES], patch_column[PATCHES];
@@ -125,21 +150,40 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
             async_copy16(to + place * EACH, x + (there ? (i64)pixel * C + c : 0), there);
         }
     };
-    auto settle = [&](int parity, int piece) {
+    auto settle = [&](int buffer, int parity, int piece) {
         T* from = rimmed + (parity * 8 + plane) * pitch * EACH;
 #pragma unroll
         for (int j = 0; j < PER; j++) {
             int place = first + (PIECES * j + piece) * 32;
-            if (place < places) settle16(from + place * EACH);
+            if (place >= places) break;
+            if constexpr (NORM) {
+                int image = images == 1 ? 0 : place / ((R + 2) * (Q + 2));
+                const float* scale = factors + (parity * images + image) * 2 * CHUNK + plane * EACH;
+                if (source[buffer * places + place] >= 0) normalise16(from + place * EACH, scale, scale + CHUNK);
+            } else
+                settle16(from + place * EACH);
         }
+    };
+    // A thread makes those of one channel of one image.
+    auto find_factors = [&](int tile, int chunk, int parity) {
+        int image = thread / CHUNK, at = thread % CHUNK, c = chunk * CHUNK + at;
+        if (image >= images) return;
+        int n = Geometry(N, H, W, images, R, Q, tile / columns).n + image, g = c / norm.width, G = C / norm.width;
+        bool there = n < N && c < C;
+        float scale = there ? norm.stats[(i64)(N + n) * G + g] * norm.gamma[c] : 0;
+        float* to = factors + (parity * images + image) * 2 * CHUNK + at;
+        to[0] = scale;
+        to[CHUNK] = there ? norm.beta[c] - norm.stats[(i64)n * G + g] * scale : 0;
     };
 
     find(blockIdx.x, 0);
     __syncthreads();
     for (int piece = 0; piece < PIECES; piece++) bring(0, 0, 0, piece);
     for (int stage = 0; stage < AHEAD; stage++) fetch_filters();
+    if (NORM) find_factors(blockIdx.x, 0, 0);
     async_wait<AHEAD - 1>();
-    for (int piece = 0; piece < PIECES; piece++) settle(0, piece);
+    if (NORM) __syncthreads();  // the factors are there for all
+    for (int piece = 0; piece < PIECES; piece++) settle(0, 0, piece);
     float sums[PATCHES][BN / 2] = {};
     int parity = 0, slot = 0, table = 0;
     for (int tile = blockIdx.x; tile < total; tile += gridDim.x) {
@@ -149,10 +193,12 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
             bool ends = chunk + 1 == chunks, more = !ends || next < total;
             for (int tap = 0; tap < 9; tap++) {
                 async_wait<AHEAD - 1>();
-                if (more && tap > AHEAD) settle(1 - parity, tap - AHEAD - 1);
+                int buffer = ends ? 1 - table : table;  // where the next chunk's pixels are found
+                if (more && tap > AHEAD) settle(buffer, 1 - parity, tap - AHEAD - 1);
                 written_for_products();
                 __syncthreads();  // this stage is there for all, and the products of the last but one are done
-                if (more && tap > 0 && tap <= PIECES) bring(ends ? 1 - table : table, ends ? 0 : chunk + 1, 1 - parity, tap - 1);
+                if (NORM && more && tap == 0) find_factors(ends ? next : tile, ends ? 0 : chunk + 1, 1 - parity);
+                if (more && tap > 0 && tap <= PIECES) bring(buffer, ends ? 0 : chunk + 1, 1 - parity, tap - 1);
                 fetch_filters();
                 const T* from = rimmed + (parity * 8 * pitch + tap / 3 * (Q + 2) + tap % 3) * EACH;
                 u64 b = matrix(ring + slot * FILTERS, BN * 16, 128);
@@ -207,22 +253,38 @@ DEVICE void convolve(const typename Operand<T>::Raw* __restrict__ x, const T* __
 }
 
 #if WHOLE_TILES
-#define CONVOLVE(...) convolve<__VA_ARGS__>(x, filters, bias, plus, y, N, H, W, C, D, images, R, Q, tiles, bias_step, with_plus)
+#define CONVOLVE(norm, ...)                                                                                            \
+    convolve<__VA_ARGS__>(x, norm, filters, bias, plus, y, N, H, W, C, D, images, R, Q, tiles, bias_step, with_plus)
 #else
-#define CONVOLVE(...) __trap()
+#define CONVOLVE(norm, ...) __trap()
 #endif
 #define KERNEL(name, PATCHES, BN, T, RAW)                                                                              \
     extern "C" __global__ void __launch_bounds__(256) name(                                                            \
         const RAW* __restrict__ x, const T* __restrict__ filters, const float* __restrict__ bias,                      \
         const stored* __restrict__ plus, stored* __restrict__ y, int N, int H, int W, int C, int D, int images, int R, \
         int Q, int tiles, int bias_step, int with_plus) {                                                              \
-        CONVOLVE(PATCHES, BN, T);                                                                                      \
+        CONVOLVE(Norm{}, PATCHES, BN, T, false);                                                                       \
+    }
+#define NORM_KERNEL(name, PATCHES, BN)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) name(                                                            \
+        const bf16* __restrict__ x, const float* __restrict__ stats, const float* __restrict__ gamma,                  \
+        const float* __restrict__ beta, const bf16* __restrict__ filters, const float* __restrict__ bias,              \
+        const stored* __restrict__ plus, stored* __restrict__ y, int width, int N, int H, int W, int C, int D,         \
+        int images, int R, int Q, int tiles, int bias_step, int with_plus) {                                           \
+        CONVOLVE((Norm{stats, gamma, beta, width}), PATCHES, BN, bf16, true);                                          \
     }
 KERNEL(bf16_256x128, 2, 128, bf16, bf16)
 KERNEL(bf16_128x128, 1, 128, bf16, bf16)
 KERNEL(bf16_256x64, 2, 64, bf16, bf16)
 KERNEL(bf16_128x64, 1, 64, bf16, bf16)
-#if !STORES_BF16  // and what has no y
+#if STORES_BF16
+
+NORM_KERNEL(norm_256x128, 2, 128)
+NORM_KERNEL(norm_128x128, 1, 128)
+NORM_KERNEL(norm_256x64, 2, 64)
+NORM_KERNEL(norm_128x64, 1, 64)
+
+#else  // and what has no y
 
 KERNEL(tf32_256x128, 2, 128, u32, float)
 KERNEL(tf32_128x128, 1, 128, u32, float)

@@ -3,7 +3,7 @@
 
 template <int V> DEVICE void forward(
     const stored* __restrict__ x, const real* __restrict__ gamma, const real* __restrict__ beta, stored* __restrict__ y,
-    real* __restrict__ stats, int S, int C, int width, int wide, int silu) {
+    real* __restrict__ stats, int S, int C, int width, int wide, int how) {
     Slab<V> slab(S, C, width, wide, S);
     slab.fetch(x);
     real *part = slab.take_part(), *means = slab.take(slab.groups), *rs = slab.take(slab.groups);
@@ -42,14 +42,14 @@ template <int V> DEVICE void forward(
     for (int g = threadIdx.x; g < slab.groups; g += blockDim.x) rs[g] = 1 / sqrt(rs[g] + (real)1e-6);
     __syncthreads();
     store_stats(slab, means, rs, stats);
-    apply<V, true>(slab, x, means, rs, gamma, beta, y, silu);
+    if (how != STATS) apply<V, true>(slab, x, means, rs, gamma, beta, y, how);
 }
 
 extern "C" __global__ void __launch_bounds__(256, RESIDENT) norm_slab(
     const stored* __restrict__ x, const real* __restrict__ gamma, const real* __restrict__ beta, stored* __restrict__ y,
-    real* __restrict__ stats, int S, int C, int width, int wide, int V, int silu) {
-    if (V == VECTOR && in_vectors(x, gamma, beta, y)) forward<VECTOR>(x, gamma, beta, y, stats, S, C, width, wide, silu);
-    else forward<1>(x, gamma, beta, y, stats, S, C, width, wide, silu);
+    real* __restrict__ stats, int S, int C, int width, int wide, int V, int how) {
+    if (V == VECTOR && in_vectors(x, gamma, beta, y)) forward<VECTOR>(x, gamma, beta, y, stats, S, C, width, wide, how);
+    else forward<1>(x, gamma, beta, y, stats, S, C, width, wide, how);
 }
 
 // Blocks of each slab that have come to their end. The last sets it back to 0 for the next launch: launches of one

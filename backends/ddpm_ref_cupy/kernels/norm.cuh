@@ -200,6 +200,8 @@ template <int V> struct Factors {
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
+enum { PLAIN, SILU, STATS };  // what the forward kernels are asked for: h, h σ(h), or the statistics and no y
+
 template <int V, bool HELD> DEVICE void apply(
     const Slab<V>& slab, const stored* __restrict__ x, const real* means, const real* rs,
     const real* __restrict__ gamma, const real* __restrict__ beta, stored* __restrict__ y, int silu) {

@@ -87,22 +87,22 @@ template <int V> DEVICE void join_chunks(const Slab<V>& slab, const real* moment
 template <int V> DEVICE void chunk_forward(
     const stored* __restrict__ x, const real* __restrict__ moments, const real* __restrict__ gamma,
     const real* __restrict__ beta, stored* __restrict__ y, real* __restrict__ stats, int S, int C, int width, int wide,
-    int silu, int chunk) {
+    int how, int chunk) {
     Slab<V> slab(S, C, width, wide, chunk);
     real *means = slab.take(slab.groups), *rs = slab.take(slab.groups);
     join_chunks(slab, moments, means, rs, chunk);
     __syncthreads();
     if (blockIdx.y == 0) store_stats(slab, means, rs, stats);
-    apply<V, false>(slab, x, means, rs, gamma, beta, y, silu);
+    if (how != STATS) apply<V, false>(slab, x, means, rs, gamma, beta, y, how);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) norm_apply(
     const stored* __restrict__ x, const real* __restrict__ moments, const real* __restrict__ gamma,
     const real* __restrict__ beta, stored* __restrict__ y, real* __restrict__ stats, int S, int C, int width, int wide,
-    int V, int silu, int chunk) {
+    int V, int how, int chunk) {
     if (V == VECTOR && in_vectors(x, gamma, beta, y))
-        chunk_forward<VECTOR>(x, moments, gamma, beta, y, stats, S, C, width, wide, silu, chunk);
-    else chunk_forward<1>(x, moments, gamma, beta, y, stats, S, C, width, wide, silu, chunk);
+        chunk_forward<VECTOR>(x, moments, gamma, beta, y, stats, S, C, width, wide, how, chunk);
+    else chunk_forward<1>(x, moments, gamma, beta, y, stats, S, C, width, wide, how, chunk);
 }
 
 template <int V> DEVICE void chunk_sums(
