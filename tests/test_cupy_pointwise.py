@@ -8,7 +8,7 @@ from cuda_host.host_device import bf16_bits, rounded
 from cupy_checks import Host, dtypes, layouts, misaligned, orders
 from ddpm_ref_cupy import CupyBackend, pointwise
 from ddpm_ref_cupy.device import Device
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_ref import backend_cases as cases
@@ -61,7 +61,6 @@ def test_their_bits_are_numpys(host: Host, case: Case, dtype: Any) -> None:
 @settings(deadline=None, max_examples=40)
 @given(pieces(channels=st.sampled_from([8, 16, 40])), orders)
 def test_bfloat16_moves_as_it_is_and_sums_are_rounded_once(host: Host, case: Case, order: str) -> None:
-    assume(case.name.split()[0] != "dropout")
     run, bits = host(order), [bf16_bits(a).reshape(a.shape) for a in case.args]
     y, backward = case.call(Backend(), *(rounded(a, "fp32") for a in bits))
     found, found_backward = case.call(CupyBackend(device=run), *map(run.to_device, bits))
@@ -120,6 +119,19 @@ def test_silu_is_numpys_to_a_few_roundings(
     few = 8 * np.finfo(dtype).eps
     np.testing.assert_allclose(y, wanted, rtol=few, atol=0)
     np.testing.assert_allclose(backward(run.to_device(dy)), wanted_backward(dy.astype(np.float64)), rtol=few, atol=few)
+
+
+@settings(deadline=None, max_examples=20)
+@given(shapes, orders, seeds)
+def test_silu_of_bfloat16_is_rounded_once(host: Host, shape: tuple[int, ...], order: str, seed: int) -> None:
+    run = host(order)
+    x, dy = (bf16_bits(5 * a).reshape(shape) for a in cases.normals(seed, shape, shape))
+    y, backward = pointwise.silu(run, run.to_device(x))
+    wanted, wanted_backward = ops.silu(rounded(x, "fp32").astype(np.float64))
+    few, exact = 8 * np.finfo(np.float32).eps, (wanted, wanted_backward(rounded(dy, "fp32").astype(np.float64)))
+    for found, a in zip((y, backward(run.to_device(dy))), exact, strict=True):
+        assert found.dtype == np.uint16
+        np.testing.assert_allclose(rounded(found, "fp32"), a, rtol=few + 2**-8, atol=20 * few)
 
 
 def test_silu_of_what_overflows_the_exponential_is_zero(host: Host) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from ddpm_ref.checks import Array
 from ddpm_ref.nn.ops import Backward
-from ddpm_ref_cupy.device import Device, Launch
+from ddpm_ref_cupy.device import Device, Launch, real_of
 
 _THREADS = 256
 _MOST_IMAGES = 65_535  # of a grid's second axis; kernels walk to the rest
@@ -76,7 +76,7 @@ def add(run: Device, a: Array, b: Array) -> tuple[Array, Backward]:
 def dropout(run: Device, x: Array, uniform: Array, rate: float) -> tuple[Array, Backward]:
     """`ops.dropout`, its bits.  uniform: float32. One byte an element is kept for the adjoint."""
     x = run.contiguous(x)
-    n, rate, keep = np.uint64(x.size), np.float32(rate), x.dtype.type(1 / (1 - rate))
+    n, rate, keep = np.uint64(x.size), np.float32(rate), real_of(x.dtype).type(1 / (1 - rate))
     y, mask = run.empty(x.shape, x.dtype), run.empty(x.shape, np.uint8)
     launch = by_element(run, "pointwise.pointwise_dropout", x.size, x.dtype)
     run.launch(launch, x, run.contiguous(uniform), y, mask, n, rate, keep)

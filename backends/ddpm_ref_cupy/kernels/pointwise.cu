@@ -8,6 +8,14 @@
 constexpr int WIDE = 16 / sizeof(stored);
 struct alignas(16) Numbers { stored v[WIDE]; };
 
+// As four words, since nvcc reads 16-bit members one by one.
+DEVICE Numbers get(const Numbers* p) {
+    union { Four<u32> words; Numbers numbers; } n;
+    n.words = load4(reinterpret_cast<const u32*>(p));
+    return n.numbers;
+}
+DEVICE stored get(const stored* p) { return *p; }
+
 DEVICE real plus(real a, real b) { return add_rn(a, b); }
 
 // The sum from left to right, rounded once to what is stored.
@@ -56,7 +64,7 @@ template <class T> DEVICE void upsample_back(const T* __restrict__ dy, T* __rest
     size_t at = corner(i, W, C);
     for (int n = blockIdx.y; n < N; n += gridDim.y) {
         const T* square = dy + (size_t)n * 4 * size + at;
-        dx[(size_t)n * size + i] = sum(square[0], square[C], square[line], square[line + C]);
+        dx[(size_t)n * size + i] = sum(get(square), get(square + C), get(square + line), get(square + line + C));
     }
 }
 
@@ -114,58 +122,71 @@ extern "C" __global__ void __launch_bounds__(256) pointwise_add(
     const stored* __restrict__ a, const stored* __restrict__ b, stored* __restrict__ y, u64 n) {
     u64 wides = in_sixteens(a, b, y) ? n / WIDE : 0;
     for (u64 i = first_index(); i < wides; i += index_step())
-        ((Numbers*)y)[i] = sum(((const Numbers*)a)[i], ((const Numbers*)b)[i]);
+        ((Numbers*)y)[i] = sum(get((const Numbers*)a + i), get((const Numbers*)b + i));
     for (u64 i = WIDE * wides + first_index(); i < n; i += index_step()) y[i] = sum(a[i], b[i]);
 }
 
-// --- of real alone: images stored as bfloat16 drop out by noise.cu, and SiLU by itself is the embedding's -------------
-
 // By 0 and not to 0: the sign stays, and NaN, as in NumPy.
-DEVICE real masked(real x, unsigned char kept, real keep) { return mul_rn(x, kept ? keep : real(0)); }
+DEVICE stored masked(stored x, unsigned char kept, real keep) {
+    stored y;
+    set(y, mul_rn(value(x), kept ? keep : real(0)));
+    return y;
+}
 
-typedef Four<unsigned char> Mask;
+// What goes with Numbers, one for each.
+struct alignas(WIDE) Mask { unsigned char v[WIDE]; };
+struct alignas(WIDE < 4 ? 4 * WIDE : 16) Uniforms { float v[WIDE]; };
 
-DEVICE Four<real> masked(const Four<real>& x, const Mask& m, real keep) {
-    return {masked(x.x, m.x, keep), masked(x.y, m.y, keep), masked(x.z, m.z, keep), masked(x.w, m.w, keep)};
+DEVICE Numbers masked(const Numbers& x, const Mask& m, real keep) {
+    Numbers y;
+#pragma unroll
+    for (int k = 0; k < WIDE; k++) y.v[k] = masked(x.v[k], m.v[k], keep);
+    return y;
 }
 
 // mask = u ≥ rate, kept for the adjoint; y = x keep there, 0 elsewhere.
 extern "C" __global__ void __launch_bounds__(256) pointwise_dropout(
-    const real* __restrict__ x, const float* __restrict__ u, real* __restrict__ y, unsigned char* __restrict__ mask,
+    const stored* __restrict__ x, const float* __restrict__ u, stored* __restrict__ y, unsigned char* __restrict__ mask,
     u64 n, float rate, real keep) {
-    u64 fours = in_sixteens(x, u, y) ? n / 4 : 0;
-    for (u64 i = first_index(); i < fours; i += index_step()) {
-        Four<float> v = load4(u + 4 * i);
-        Mask m = {v.x >= rate, v.y >= rate, v.z >= rate, v.w >= rate};
-        store4(mask + 4 * i, m);
-        store4(y + 4 * i, masked(load4(x + 4 * i), m, keep));
+    u64 wides = in_sixteens(x, u, y) ? n / WIDE : 0;
+    for (u64 i = first_index(); i < wides; i += index_step()) {
+        Uniforms v = ((const Uniforms*)u)[i];
+        Mask m;
+#pragma unroll
+        for (int k = 0; k < WIDE; k++) m.v[k] = v.v[k] >= rate;
+        ((Mask*)mask)[i] = m;
+        ((Numbers*)y)[i] = masked(get((const Numbers*)x + i), m, keep);
     }
-    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) {
+    for (u64 i = WIDE * wides + first_index(); i < n; i += index_step()) {
         mask[i] = u[i] >= rate;
         y[i] = masked(x[i], mask[i], keep);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_dropout_back(
-    const real* __restrict__ dy, const unsigned char* __restrict__ mask, real* __restrict__ dx, u64 n, real keep) {
-    u64 fours = in_sixteens(dy, dx) ? n / 4 : 0;
-    for (u64 i = first_index(); i < fours; i += index_step())
-        store4(dx + 4 * i, masked(load4(dy + 4 * i), load4(mask + 4 * i), keep));
-    for (u64 i = 4 * fours + first_index(); i < n; i += index_step()) dx[i] = masked(dy[i], mask[i], keep);
+    const stored* __restrict__ dy, const unsigned char* __restrict__ mask, stored* __restrict__ dx, u64 n, real keep) {
+    u64 wides = in_sixteens(dy, dx) ? n / WIDE : 0;
+    for (u64 i = first_index(); i < wides; i += index_step())
+        ((Numbers*)dx)[i] = masked(get((const Numbers*)dy + i), ((const Mask*)mask)[i], keep);
+    for (u64 i = WIDE * wides + first_index(); i < n; i += index_step()) dx[i] = masked(dy[i], mask[i], keep);
 }
 
+// By itself SiLU is the time embedding's, too small for vectors to matter.
 DEVICE real logistic(real x) { return 1 / (1 + exp(-x)); }
 
 extern "C" __global__ void __launch_bounds__(256) pointwise_silu(
     const stored* __restrict__ x, stored* __restrict__ y, u64 n) {
-    for (u64 i = first_index(); i < n; i += index_step()) y[i] = x[i] * logistic(x[i]);
+    for (u64 i = first_index(); i < n; i += index_step()) {
+        real a = value(x[i]);
+        set(y[i], a * logistic(a));
+    }
 }
 
 // dx = dy σ (1 + x (1 - σ))
 extern "C" __global__ void __launch_bounds__(256) pointwise_silu_back(
-    const real* __restrict__ x, const stored* __restrict__ dy, stored* __restrict__ dx, u64 n) {
+    const stored* __restrict__ x, const stored* __restrict__ dy, stored* __restrict__ dx, u64 n) {
     for (u64 i = first_index(); i < n; i += index_step()) {
-        real s = logistic(x[i]);
-        dx[i] = dy[i] * (s * (1 + x[i] * (1 - s)));
+        real a = value(x[i]), s = logistic(a);
+        set(dx[i], value(dy[i]) * (s * (1 + a * (1 - s))));
     }
 }
