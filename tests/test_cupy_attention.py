@@ -51,26 +51,50 @@ def test_sizes_at_the_border_of_one_block_keep_the_contract(host: Host, shape: t
     assert all(("small" in launch.kernel) == small for launch in run.launches)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 3), st.integers(1, 21), st.integers(1, 4), orders, st.booleans())
-def test_bfloat16_is_off_by_its_roundings_alone(host: Host, n: int, s: int, c: int, order: str, products: bool) -> None:
-    """P, its gradient and the results are each rounded once, the small kernel's P only for the adjoint."""
-    bits = [bf16_bits(a).reshape(a.shape) for a in cases.normals(s, *[(n, s, 8 * c)] * 4)]
-    run = _device(host, order, products=products)
+def _hold(run: HostDevice, n: int, s: int, c: int) -> None:
+    """Bfloat16 is off by its roundings alone: P, its gradient and the results are each rounded once, the small kernel's
+    P only for the adjoint."""
+    bits = [bf16_bits(a).reshape(a.shape) for a in cases.normals(s, *[(n, s, c)] * 4)]
     *args, dy = map(run.to_device, bits)
     y, backward = attention.attention(run, *args)
     found = [y, *backward(dy)]
     q, k, v, dy = (rounded(a, "fp32").astype(np.float64) for a in bits)
     exact, exact_backward = ops.attention(q, k, v)
-    P = np.exp(q @ k.swapaxes(1, 2) / (8 * c) ** 0.5)
+    P = np.exp(q @ k.swapaxes(1, 2) / c**0.5)
     P /= P.sum(axis=2, keepdims=True)
     d = np.abs(dy) @ np.abs(v).swapaxes(1, 2)
-    dA = P * (d + (P * d).sum(axis=2, keepdims=True)) / (8 * c) ** 0.5
+    dA = P * (d + (P * d).sum(axis=2, keepdims=True)) / c**0.5
     turned = P.swapaxes(1, 2), dA.swapaxes(1, 2)
     magnitudes = P @ np.abs(v), 3 * dA @ np.abs(k), 3 * turned[1] @ np.abs(q), turned[0] @ np.abs(dy)
     for a, wanted, magnitude in zip(found, (exact, *exact_backward(dy)), magnitudes, strict=True):
         assert a.dtype == np.uint16
         assert (np.abs(rounded(a, "fp32") - wanted) <= (np.abs(wanted) + magnitude) / 256 + 1e-5 * magnitude).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 24), st.integers(1, 4), orders, st.booleans())
+def test_bfloat16_is_off_by_its_roundings_alone(host: Host, n: int, s: int, c: int, order: str, products: bool) -> None:
+    _hold(_device(host, order, products=products), n, s, 8 * c)
+
+
+@pytest.mark.parametrize("s", [256, 264, 504, 1024, 1032])
+def test_rows_of_bfloat16_that_a_warp_holds_and_longer_ones(host: Host, s: int) -> None:
+    _hold(_device(host, "warp-greedy"), 1, s, 8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("load8(A + first + 256 * c, a[c]);", "load8(A + first, a[c]);"),
+        ("a[c][i] /= sum;", ""),
+        ("load8(d + first + 256 * c, a[c]);", "load8(d + first, a[c]);"),
+        ("(a[c][i] - sum) * v[i]", "a[c][i] * v[i]"),
+    ],
+)
+def test_a_change_of_rows_held_shows(host: Host, change: tuple[str, str]) -> None:
+    run = _device(host, products=True, replace={"attention": [change]})
+    with pytest.raises(AssertionError):
+        _hold(run, 1, 264, 8)
 
 
 def _results(run: HostDevice, case: Case) -> list[np.ndarray]:

@@ -1,7 +1,8 @@
 // Attention over the S positions of an image: softmax of the scores and its adjoint, which stand between matrix
 // products, and the whole operation in one block for each image where images are small.
 //
-// attention_softmax, attention_softmax_back    one warp a row; a row is read again from the cache, never from memory
+// attention_softmax, attention_softmax_back    one warp a row, which is read again from the cache, never from memory; of
+//                                              bfloat16, rows in eights up to 1024 are held in registers
 // attention_small, attention_small_back        one block an image: all in shared memory, products in tiles of 4x4
 
 // to = softmax(scale from), a row of S numbers, by one warp; to may be from, since a lane reads only what it writes.
@@ -29,18 +30,97 @@ template <class From, class To> DEVICE void softmax_adjoint(const From* P, const
     for (int j = lane; j < S; j += 32) set(to[j], (d[j] - sum) * value(P[j]) * scale);
 }
 
-// P (rows, S) of the scores, which may be the same array.  A warp a row; warps beyond the last have nothing to do.
-extern "C" __global__ void __launch_bounds__(128) attention_softmax(
-    const real* scores, stored* P, int rows, int S, real scale) {
-    size_t row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row < rows) softmax(scores + row * S, P + row * S, S, scale);
+// The same of bfloat16, S a multiple of 8 and at most HELD: eight neighbours a lane, four times, read and written once.
+constexpr int HELD = 1024;
+typedef Four<u32> Eight;  // as they lie in memory, in pairs: unpacked, rows held would take twice the registers
+
+DEVICE void unpack(const Eight& a, real (&v)[8]) {
+    const u32 pairs[4] = {a.x, a.y, a.z, a.w};
+    for (int i = 0; i < 4; i++) v[2 * i] = from_bf16((bf16)pairs[i]), v[2 * i + 1] = from_bf16((bf16)(pairs[i] >> 16));
+}
+DEVICE Eight packed(const real (&v)[8]) {
+    return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
 
-// dA (rows, S), the gradient of the scores, of dP, which may be the same array.
+// The real numbers from p on, aligned to 16 bytes.
+DEVICE void load8(const real* p, real (&to)[8]) {
+    Four<real> low = load4(p), high = load4(p + 4);
+    to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+    to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+}
+
+DEVICE void softmax_held(const real* A, stored* P, int S, real scale) {
+    int first = 8 * (threadIdx.x % 32);
+    real a[HELD / 256][8], most = A[0] * scale, sum = 0;
+#pragma unroll
+    for (int c = 0; c < HELD / 256; c++) {
+        if (first + 256 * c >= S) continue;
+        load8(A + first + 256 * c, a[c]);
+        for (int i = 0; i < 8; i++) a[c][i] *= scale, most = a[c][i] > most ? a[c][i] : most;
+    }
+    most = warp_max(most);
+#pragma unroll
+    for (int c = 0; c < HELD / 256; c++) {
+        if (first + 256 * c >= S) continue;
+        for (int i = 0; i < 8; i++) a[c][i] = exp(a[c][i] - most), sum += a[c][i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int c = 0; c < HELD / 256; c++) {
+        if (first + 256 * c >= S) continue;
+        for (int i = 0; i < 8; i++) a[c][i] /= sum;
+        *(Eight*)(P + first + 256 * c) = packed(a[c]);
+    }
+}
+
+DEVICE void softmax_adjoint_held(const stored* P, const real* d, stored* to, int S, real scale) {
+    int first = 8 * (threadIdx.x % 32);
+    Eight p[HELD / 256];
+    real v[8], a[HELD / 256][8], sum = 0;
+#pragma unroll
+    for (int c = 0; c < HELD / 256; c++) {
+        if (first + 256 * c >= S) continue;
+        p[c] = *(const Eight*)(P + first + 256 * c);
+        unpack(p[c], v);
+        load8(d + first + 256 * c, a[c]);
+        for (int i = 0; i < 8; i++) sum += v[i] * a[c][i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int c = 0; c < HELD / 256; c++) {
+        if (first + 256 * c >= S) continue;
+        unpack(p[c], v);
+        for (int i = 0; i < 8; i++) a[c][i] = (a[c][i] - sum) * v[i] * scale;
+        *(Eight*)(to + first + 256 * c) = packed(a[c]);
+    }
+}
+
+DEVICE bool held(int S) { return sizeof(stored) == 2 && S % 8 == 0 && S <= HELD; }
+
+// What is not bfloat16 is changed in place: one pointer for both names of the array, so that loads may pass stores.
+template <class T> DEVICE T* or_in_place(T* from, T*) { return from; }
+template <class T, class To> DEVICE To* or_in_place(T*, To* to) { return to; }
+
+// P (rows, S) of the scores; but for bfloat16, the same array.  A warp a row; warps beyond the last have nothing to do.
+extern "C" __global__ void __launch_bounds__(128) attention_softmax(
+    real* scores, stored* P, int rows, int S, real scale) {
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    real* from = scores + (size_t)row * S;
+    stored* to = or_in_place(from, P + (size_t)row * S);
+    if (held(S)) softmax_held(from, to, S, scale);
+    else softmax(from, to, S, scale);
+}
+
+// dA (rows, S), the gradient of the scores, of dP; but for bfloat16, the same array.
 extern "C" __global__ void __launch_bounds__(128) attention_softmax_back(
-    const stored* __restrict__ P, const real* dP, stored* dA, int rows, int S, real scale) {
-    size_t row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row < rows) softmax_adjoint(P + row * S, dP + row * S, dA + row * S, S, scale);
+    const stored* __restrict__ P, real* dP, stored* dA, int rows, int S, real scale) {
+    int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    real* from = dP + (size_t)row * S;
+    stored* to = or_in_place(from, dA + (size_t)row * S);
+    if (held(S)) softmax_adjoint_held(P + (size_t)row * S, from, to, S, scale);
+    else softmax_adjoint(P + (size_t)row * S, from, to, S, scale);
 }
 
 // --- whole images in shared memory -----------------------------------------------------------------------------------
