@@ -180,6 +180,21 @@ def test_a_gradients_tiles_are_read_in_time_and_fit(
     assert cut.shared <= 227 << 10 and 1 <= cut.grid[2] <= cut.tiling.count
 
 
+@given(st.integers(1, 300), sizes, st.sampled_from([32, 256]), precisions)
+def test_on_cards_with_less_shared_memory_a_cut_fits_or_windows_take_over(
+    n: int, h: int, c: int, precision: str
+) -> None:
+    for limit in (64 << 10, 99 << 10):
+        of = n, 2**h, 2**h, c, c, precision, 80, limit
+        assert all(cut is None or cut.shared <= limit for cut in (tiles.blocks(*of), tiles.gradient_blocks(*of)))
+    assert tiles.gradient_blocks(128, 8, 8, c, c, precision, 80, 99 << 10)
+    run = HostDevice("forward", precision)
+    run.shared_limit = 20 << 10
+    args = arguments(1, 4, 4, 8, 8)
+    hold(results(run, *args), precision, *args)
+    assert not any("conv_tensor" in launch.kernel for launch in run.launches)
+
+
 def test_the_networks_shapes_run_on_tensor_cores() -> None:
     for size, c, d in [(32, 128, 128), (16, 512, 256), (8, 256, 256), (4, 512, 256), (8, 32, 32), (256, 128, 128)]:
         for precision in ("bf16", "tf32"):

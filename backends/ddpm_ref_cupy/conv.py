@@ -50,13 +50,15 @@ def _kind(run: Device, x: Array, d: int) -> np.dtype:
 def _blocks(run: Device, shape: tuple[int, ...], d: int) -> tiles.Blocks | None:
     """How a convolution of x of this shape to d channels is cut for tensor cores."""
     of = *shape, d, run.precision, run.processors
-    return (hopper.blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.blocks(*of)
+    cut = hopper.blocks(*of) if run.capability == hopper.CAPABILITY else None
+    return cut or tiles.blocks(*of, run.shared_limit)
 
 
 def _gradient_blocks(run: Device, shape: tuple[int, ...], d: int) -> tiles.GradientBlocks | None:
     """How its filters' gradient is."""
     of = *shape, d, run.precision, run.processors
-    return (hopper.gradient_blocks(*of) if run.capability == hopper.CAPABILITY else None) or tiles.gradient_blocks(*of)
+    cut = hopper.gradient_blocks(*of) if run.capability == hopper.CAPABILITY else None
+    return cut or tiles.gradient_blocks(*of, run.shared_limit)
 
 
 def _on_tensor_cores(

@@ -12,6 +12,7 @@ EACH = {"bf16": 8, "tf32": 4}
 """Numbers in 16 bytes."""
 EFFICIENCY = {(256, 128): 1.0, (128, 128): 1.0, (128, 64): 0.8, (64, 64): 0.65, (64, 32): 0.45}
 """(Pixels, channels) of a block, and the share of the best rate it reaches where all processors have enough of them."""
+MOST_SHARED = 227 << 10  # bytes a block, of Hopper; other cards have 163 KB, or 99
 GRADIENT_PIXELS = {"bf16": 128, "tf32": 64}
 GRADIENT_WIDE = 64
 GRADIENT_THREADS = 384
@@ -71,8 +72,11 @@ def padded(channels: int, precision: str) -> int:
     return -(-channels // CHUNK[precision]) * CHUNK[precision]
 
 
-def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> Blocks | None:
-    """The fastest cut of a convolution from c to d channels, by `EFFICIENCY`; None if no tile fits the image."""
+def blocks(
+    n: int, h: int, w: int, c: int, d: int, precision: str, processors: int, limit: int = MOST_SHARED
+) -> Blocks | None:
+    """The fastest cut of a convolution from c to d channels, by `EFFICIENCY`; None if no tile fits the image, or the
+    limit: bytes of shared memory."""
     found, least = None, float("inf")
     for (pixels, wide), efficiency in EFFICIENCY.items():
         threads = 256 if pixels == 256 else 128
@@ -81,10 +85,10 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
             continue
         grid = (-(-d // wide), cut.count)
         cost = -(-grid[0] * grid[1] // processors) * pixels * wide / efficiency
-        if cost < least:
-            size = 2 if precision == "bf16" else 4
-            ring = 4 * CHUNK[precision] * (wide + 8) * size
-            shared = 2 * cut.places * 80 + ring + 4 * cut.places
+        size = 2 if precision == "bf16" else 4
+        ring = 4 * CHUNK[precision] * (wide + 8) * size
+        shared = 2 * cut.places * 80 + ring + 4 * cut.places
+        if cost < least and shared <= limit:
             names = (f"conv_tensor.{name}" for name in (f"{precision}_{pixels}x{wide}", f"pack_{precision}_filters"))
             filters = 9 * padded(c, precision) * -(-d // EACH[precision]) * EACH[precision]
             # Where tiles fill less than half of the processors, blocks share one, each with some of the chunks.
@@ -96,8 +100,10 @@ def blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: i
     return found
 
 
-def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, processors: int) -> GradientBlocks | None:
-    """Blocks of 64 x 64 channels, over as many parts of the pixels as fill the processors once."""
+def gradient_blocks(
+    n: int, h: int, w: int, c: int, d: int, precision: str, processors: int, limit: int = MOST_SHARED
+) -> GradientBlocks | None:
+    """Blocks of 64 x 64 channels, over as many parts of the pixels as fill the processors once; None as of `blocks`."""
     pixels = GRADIENT_PIXELS[precision]
     cut = tiling(n, h, w, pixels)
     if cut is None:
@@ -107,4 +113,8 @@ def gradient_blocks(n: int, h: int, w: int, c: int, d: int, precision: str, proc
     size = 2 if precision == "bf16" else 4
     rows = cut.places + pixels
     shared = 2 * rows * (GRADIENT_WIDE + 8) * size + 8 * rows + 4 * pixels
-    return GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
+    return (
+        GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
+        if shared <= limit
+        else None
+    )
