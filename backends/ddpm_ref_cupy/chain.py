@@ -48,7 +48,7 @@ class ReverseSteps:
 
     def needed(self, images: int) -> int:
         """Bytes that the network's output for so many images takes."""
-        with self.run.recording() as recording:
+        with self.run.recording() as recording, self.run.whole_pass({}):
             self._model(self.x_t[:images], self._t[:images])
         return peak(recording.blocks)
 
