@@ -240,7 +240,8 @@ def _block(config: UNetConfig, n: int, h: int, c: int, d: int, train: bool) -> I
 
 def _gradient_sums(config: UNetConfig, n: int, size: int) -> Iterator[Loop]:
     """The sums where gradients of one array meet on the way back."""
-    c = config.base
+    c, blocks = config.base, [kind for (kind, *_), _ in _sizes(config, size)].count("block")
+    yield from [Loop("plus", (n, 4 * config.base))] * (blocks - 1)  # of the embedding
     for (kind, _, c_in, c_out), h in _sizes(config, size):
         if kind == "push":
             yield Loop("add", (n, h, h, c))

@@ -1,5 +1,6 @@
 """What tests of the CuPy backend on the CPU share: orders of threads, changes of kernels, views that begin anywhere."""
 
+import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,13 @@ def counted_barriers(file: str) -> list[Any]:
         return text[text.index(old) + len(old) :][:90]
 
     return [change for change in barriers(file) if "__threadfence" not in behind(change.values[0][0])]
+
+
+def leaner(file: str, *runs: HostDevice) -> list[tuple[str, str]]:
+    """Changes of a kernel file that leave out what these have not launched: what is left compiles faster."""
+    used = {launch.kernel.partition(".")[2] for run in runs for launch in run.launches}
+    made = re.finditer(r"^[A-Z_]+\((\w+), .*\)\n", kernel_text(file), re.MULTILINE)
+    return [(line[0], "") for line in made if line[1] not in used]
 
 
 def misaligned(run: HostDevice, x: Array) -> Array:

@@ -220,7 +220,8 @@ def test_whole_training_steps_at_bf16_store_images_so_and_learn_the_same(host: H
     ran = _stored(backend.run)
     assert {(file, True) for file in ("norm", "pointwise", "conv_tensor", "attention", "noise")} <= ran
     assert ("norm", False) not in ran and ("attention", False) not in ran
-    assert ("conv", True) in ran or channels == 1  # an output of eights of channels is widened
+    widened = "conv.widened" in {launch.kernel for launch in backend.run.launches}
+    assert widened == (channels == 8)
 
 
 def test_a_network_without_eights_of_channels_keeps_float32(host: Host) -> None:
@@ -233,6 +234,15 @@ def test_outside_of_whole_steps_images_are_float32_at_any_precision(host: Host) 
     run = host(precision="bf16")
     trainer(EIGHTS, backend=Plain(device=run)).steps(1)
     assert not any(bf16 for file, bf16 in _stored(run) if file != "conv")
+
+
+def test_float64_stays_what_it_is_at_any_precision(host: Host) -> None:
+    here, there = (
+        after(1, trainer(EIGHTS, dtype=np.float64, backend=backend))
+        for backend in (None, CupyBackend(device=host(precision="bf16")))
+    )
+    a, b = here.state.adam_m, there.host_state().adam_m
+    assert np.linalg.norm(a - b) <= 1e-10 * np.linalg.norm(a)
 
 
 @pytest.mark.parametrize("channels", [1, 8])

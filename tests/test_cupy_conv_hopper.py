@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from cuda_host.host_device import ORDERS, HostDevice
-from cupy_checks import barriers, orders
+from cupy_checks import barriers, leaner, orders
 from cupy_conv_checks import arguments, hold, results, stored
 from ddpm_ref_cupy import conv, hopper, norm
 from hypothesis import given, settings
@@ -134,10 +134,12 @@ def test_every_kernel_that_normalises(host: Host, block: tuple[int, int], monkey
     ids=lambda change: change[0][:40],
 )
 def test_a_mistake_in_normalising_shows(host: Host, change: tuple[str, str]) -> None:
-    wanted = _normalised(_hopper(host("forward", "bf16"), 1), (9, 8, 8), 72, 40, True).tobytes()
+    first = _hopper(host("forward", "bf16"), 1)
+    wanted = _normalised(first, (9, 8, 8), 72, 40, True).tobytes()
+    replace = [change, *leaner("conv_hopper", first)]
 
     def differs(order: str) -> bool:
-        run = _hopper(host(order, "bf16", replace={"conv_hopper": [change]}), 1)
+        run = _hopper(host(order, "bf16", replace={"conv_hopper": replace}), 1)
         try:
             return _normalised(run, (9, 8, 8), 72, 40, True).tobytes() != wanted
         except RuntimeError:
@@ -176,20 +178,25 @@ ARGUMENTS = 9, 8, 8, 72, 40
 
 
 @pytest.fixture(scope="module")
-def wanted(host: Host) -> list[Array]:
-    """The results of the kernel as it is."""
-    return results(_hopper(host("forward", "bf16"), 1), *arguments(*ARGUMENTS, bf16=True), bf16=True)
+def wanted(host: Host) -> tuple[HostDevice, list[Array]]:
+    """The results of the kernel as it is, and where they were made."""
+    run = _hopper(host("forward", "bf16"), 1)
+    return run, results(run, *arguments(*ARGUMENTS, bf16=True), bf16=True)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_mistake_in_the_kernel_shows(host: Host, wanted: list[Array], change: tuple[str, str]) -> None:
+def test_a_mistake_in_the_kernel_shows(
+    host: Host, wanted: tuple[HostDevice, list[Array]], change: tuple[str, str]
+) -> None:
     """Each barrier, wait and index is there for a reason: changed, some order gives other results or stops."""
-    args = arguments(*ARGUMENTS, bf16=True)
+    args, replace = arguments(*ARGUMENTS, bf16=True), [change, *leaner("conv_hopper", wanted[0])]
 
     def differs(order: str) -> bool:
-        run = _hopper(host(order, "bf16", replace={"conv_hopper": [change]}), 1)
+        run = _hopper(host(order, "bf16", replace={"conv_hopper": replace}), 1)
         try:
-            return any(a.tobytes() != b.tobytes() for a, b in zip(results(run, *args, bf16=True), wanted, strict=True))
+            return any(
+                a.tobytes() != b.tobytes() for a, b in zip(results(run, *args, bf16=True), wanted[1], strict=True)
+            )
         except RuntimeError:
             return True
 

@@ -39,7 +39,7 @@ def conv3x3(
 def _kind(run: Device, x: Array, d: int) -> np.dtype:
     """What y holds: bfloat16 where x does, or where x enters a network that does, and D are eights; else what x is
     computed in. So a network's output is float32 as its input is."""
-    bf16 = x.dtype == np.uint16 or run.enters_bf16
+    bf16 = x.dtype == np.uint16 or (run.enters_bf16 and x.dtype == np.float32)
     run.enters_bf16 = False
     return np.dtype(np.uint16) if bf16 and d % 8 == 0 else real_of(x.dtype)
 

@@ -14,6 +14,7 @@ WORKSPACE = 32 << 20  # bytes: what cuBLAS asks for on sm_90
 R_32F, R_64F, R_16BF = 0, 1, 14  # cudaDataType
 COMPUTE_32F, COMPUTE_64F, FAST_16BF, FAST_TF32 = 68, 70, 75, 77  # cublasComputeType_t
 DEFAULT_ALGORITHM = -1
+DISALLOW_REDUCED_PRECISION = 16  # cublasMath_t
 STATUS = {
     1: "not initialised", 3: "allocation failed", 7: "invalid value", 8: "not supported by this card",
     11: "mapping error", 13: "execution failed", 14: "internal error", 15: "not supported", 16: "licence error",
@@ -42,6 +43,8 @@ class Cublas:
         self._handle = ctypes.c_void_p()
         self._call("cublasCreate_v2", ctypes.byref(self._handle))
         self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
+        # Parts of a product are added in float32, whatever the result is stored in.
+        self._call("cublasSetMathMode", self._handle, DISALLOW_REDUCED_PRECISION)
         # After the stream, which puts the library's own workspace back.
         self._call("cublasSetWorkspace_v2", self._handle, ctypes.c_void_p(workspace), ctypes.c_size_t(WORKSPACE))
         self._float = {add: (ctypes.c_float(1), ctypes.c_float(add)) for add in (False, True)}

@@ -38,7 +38,8 @@ def real_of(dtype: Any) -> np.dtype:
 class Device:
     """Arrays, launches and matrix products, in order, on one stream.
 
-    kept: where filters are kept as the kernels take them, by their address, while nothing changes them; else None.
+    kept: where filters and dense weights are kept as kernels take them, by their address, while nothing changes them;
+    else None.
     enters_bf16: whether the next convolution is the first of a network whose images are to be stored as bfloat16.
     capability: the card's compute capability.  processors: its multiprocessors.  shared_limit: bytes of shared memory
     that a block may ask for.
@@ -58,11 +59,12 @@ class Device:
         """A network's pass within a whole step: at precision bf16 its images are stored so, as uint16, from the first
         convolution on, if that gives eights of channels; all other operations give what they take.  kept: as the
         attribute."""
+        before = self.kept, self.enters_bf16
         self.kept, self.enters_bf16 = kept, self.precision == "bf16"
         try:
             yield
         finally:
-            self.kept, self.enters_bf16 = None, False
+            self.kept, self.enters_bf16 = before
 
     def address(self, x: Array) -> int:
         """Where x's first element lies."""

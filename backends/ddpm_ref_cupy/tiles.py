@@ -113,8 +113,6 @@ def gradient_blocks(
     size = 2 if precision == "bf16" else 4
     rows = cut.places + pixels
     shared = 2 * rows * (GRADIENT_WIDE + 8) * size + 8 * rows + 4 * pixels
-    return (
-        GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
-        if shared <= limit
-        else None
-    )
+    if shared > limit or rows * GRADIENT_WIDE * size // 16 > 16 * GRADIENT_THREADS:  # as the kernel brings a tile
+        return None
+    return GradientBlocks(f"conv_tensor.{precision}_gradient", (across, down, parts), shared, cut)
