@@ -210,11 +210,21 @@ class Backend:
         return None
 
     def reverse_steps(
-        self, model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, every: int, **how: Any
+        self,
+        model: Any,
+        schedule: Schedule,
+        x_T: Array,
+        samples: Array,
+        seed: int,
+        every: int,
+        *,
+        start: int,
+        **how: Any,
     ) -> Iterator[tuple[int, Array, Array]] | None:
         """What runs Algorithm 2 instead of `reverse.reverse_chain`, yielding the same, if the backend has its own.
 
-        model: `UNet.bind` of parameters of this backend.  how: the keywords of `p_sample`, var as a table or "learned".
+        model: `UNet.bind` of parameters of this backend.  start: the t of x_T, T unless a chain goes on from there.
+        how: the keywords of `p_sample`, var as a table or "learned".
         """
         return None
 

@@ -57,8 +57,7 @@ def generate_steps(
 
     how = dict(predicts=predicts, var=table, clip=clip, temperature=temperature)
     model = net.bind(params, run)
-    # A backend's own loop is of whole chains.
-    own = run.reverse_steps(model, schedule, x_T, samples, seed, every, **how) if start == schedule.T else None
+    own = run.reverse_steps(model, schedule, x_T, samples, seed, every, start=start, **how)
     if own is not None:
         return own
 

@@ -33,6 +33,7 @@ from ddpm_ref.files.run import RunSettings, read_log, run_training, save
 from ddpm_ref.nn.unet import UNet
 from ddpm_ref.train import Diverged, Trainer, TrainState
 
+EIGHTS = replace(CONFIG, base=8, groups=4, dropout=0.3)
 OWN = [name for name in VARIANTS if "learned" not in name and name != "the bound alone"]
 
 
@@ -163,8 +164,9 @@ def test_whole_reverse_steps_on_the_device_are_the_samplers_bit_for_bit(host: Ho
         assert all(np.abs(a - b).max() < 1e-4 for a, b in zip(mine, exact, strict=True))
 
 
-def test_a_chain_goes_on_from_x_t_of_the_device_or_of_the_host_bit_for_bit(host: Host) -> None:
-    one, backend = after(2, variant("as in the paper")), CupyBackend(device=host())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_chain_goes_on_from_x_t_of_the_device_or_of_the_host_bit_for_bit(host: Host, precision: str) -> None:
+    one, backend = after(2, trainer(EIGHTS)), CupyBackend(device=host(precision=precision))
     how: Any = dict(samples=[3, 8], shape=(4, 4, 1), seed=6, every=5, backend=backend)
     whole = list(generate_steps(one.net, one.params(), SCHEDULE, **how))
     for start, x_t, _ in whole[:-1]:
@@ -198,8 +200,6 @@ def test_a_table_of_embeddings_serves_the_longest_schedule_seen(host: Host) -> N
 
 
 # --- images stored as bfloat16 ---------------------------------------------------------------------------------------
-
-EIGHTS = replace(CONFIG, base=8, groups=4, dropout=0.3)
 
 
 def _stored(run: Any) -> set[tuple[str, bool]]:

@@ -1,6 +1,6 @@
 """Algorithm 2 gone on with from a given x_t: `generate_steps` with `x_start`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -72,17 +72,17 @@ def test_the_noise_of_a_continuation_is_the_streams_at_its_steps_and_numbers() -
     assert np.array_equal(ours, expected) and noise == {}
 
 
-def test_a_backends_own_loop_is_asked_for_whole_chains_alone() -> None:
+def test_a_backends_own_loop_is_asked_for_every_chain_and_told_where_it_begins() -> None:
     class Own(Backend):
-        asked = 0
+        asked: ClassVar[list[int]] = []
 
-        def reverse_steps(self, *args: Any, **how: Any) -> Any:
-            Own.asked += 1
+        def reverse_steps(self, *args: Any, start: int, **how: Any) -> Any:
+            Own.asked.append(start)
 
     one, x = variant("as in the paper"), np.zeros((3, *SHAPE), np.float32)
-    for more, asked in (({}, 1), (dict(x_start=x), 2), (dict(x_start=x, start=20), 3), (dict(x_start=x, start=19), 3)):
+    for more in ({}, dict(x_start=x), dict(x_start=x, start=20), dict(x_start=x, start=19)):
         steps_of(one, Own(), every=20, **more)
-        assert Own.asked == asked
+    assert Own.asked == [20, 20, 20, 19]
 
 
 GOOD = np.zeros((3, *SHAPE), np.float32)

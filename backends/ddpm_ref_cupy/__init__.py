@@ -148,10 +148,19 @@ class CupyBackend(Backend):
         return step.training_steps(self, trainer)
 
     def reverse_steps(
-        self, model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, every: int, **how: Any
+        self,
+        model: Any,
+        schedule: Schedule,
+        x_T: Array,
+        samples: Array,
+        seed: int,
+        every: int,
+        *,
+        start: int,
+        **how: Any,
     ) -> Iterator[tuple[int, Array, Array]] | None:
         """Whole reverse steps on the device, where the network predicts ε and the variance is fixed; None otherwise."""
-        return chain.reverse_steps(self, model, schedule, x_T, samples, seed, every, **how)
+        return chain.reverse_steps(self, model, schedule, x_T, samples, seed, every, start, **how)
 
     def to_device(self, x: Array) -> Array:
         """A host array, or one that is there already."""

@@ -21,17 +21,21 @@ STEP = 0  # the counter's slot, t
 class ReverseSteps:
     """x_t, x̂_0 and t on the device; `launch` goes from t to t-1.
 
-    model: called with x_t and t (N,) int32 on the device; what it closes over stays as it is.  how: as `p_sample`.
+    model: one call of one network, with x_t and t (N,) int32 on the device; what it closes over stays as it is.
+    start: the largest t, T unless given.  how: as `p_sample`.
     """
 
     def __init__(
-        self, backend: "CupyBackend", model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int, **how: Any
-    ) -> None:
+        self, backend: "CupyBackend", model: Any, schedule: Schedule, x_T: Array, samples: Array, seed: int,
+        start: int | None = None, **how: Any,
+    ) -> None:  # fmt: skip
         run = self.run = backend.run
         backend.longest = max(backend.longest, schedule.T)
         self._model, self._seed, self.schedule = model, seed, schedule
         self.x_t, self.x_0_hat = run.contiguous(x_T).copy(), run.empty(x_T.shape, x_T.dtype)
-        table, self._form = noise.reverse_table(schedule, x_T.dtype, start=schedule.T, **{"predicts": "eps", **how})
+        table, self._form = noise.reverse_table(
+            schedule, x_T.dtype, start=start or schedule.T, **{"predicts": "eps", **how}
+        )
         self._table, self._samples = run.to_device(table), noise.numbers(run, samples)
         self._counters, self._t = run.zeros((1,), np.int32), run.zeros((len(x_T),), np.int32)
         self._kept: dict[Any, Array] = {}
@@ -71,20 +75,20 @@ def reverse_steps(
     samples: Array,
     seed: int,
     every: int,
+    start: int,
     **how: Any,
 ) -> Iterator[tuple[int, Array, Array]] | None:
     """`Backend.reverse_steps`; None where noise.cu has no such reverse step."""
     if not noise.takes(x_T, 1, x_T, how["predicts"], how["var"]):
         return None
-    return _chain(ReverseSteps(backend, model, schedule, x_T, samples, seed, **how), every)
+    return _chain(ReverseSteps(backend, model, schedule, x_T, samples, seed, start, **how), every, start)
 
 
-def _chain(steps: ReverseSteps, every: int) -> Iterator[tuple[int, Array, Array]]:
+def _chain(steps: ReverseSteps, every: int, start: int) -> Iterator[tuple[int, Array, Array]]:
     """As `reverse.reverse_chain`; what is yielded is nobody else's."""
-    T = steps.schedule.T
-    steps.begin(T)
-    for t in range(T, 0, -1):
-        wanted = t % every == 0 or t == T
+    steps.begin(start)
+    for t in range(start, 0, -1):
+        wanted = t % every == 0 or t == start
         before = steps.x_t.copy() if wanted else None
         try:
             steps.launch()
